@@ -1,0 +1,65 @@
+"""obs-engine: resumable, multiprocessing uploads to Huawei OBS behind the standard `ObsClient.uploadFile`."""
+
+from obs_engine.client import ObsClient
+from obs_engine.errors import (
+    ClientClosedError,
+    EngineDiedError,
+    IntegrityError,
+    InvalidArgumentError,
+    JournalDamagedError,
+    JournalError,
+    JournalLockedError,
+    JournalVersionError,
+    ObsEngineError,
+    ServiceError,
+    SourceChangedError,
+    SourceError,
+    SourceNotFoundError,
+    SourceUnreadableError,
+    TransportError,
+    UploadCancelledError,
+)
+from obs_engine.models import (
+    CompleteMultipartUploadResponse,
+    ExtensionGrant,
+    GetResult,
+    HeadPermission,
+    Permission,
+    SseCHeader,
+    SseKmsHeader,
+    StorageClass,
+    UploadFileHeader,
+)
+from obs_engine.options import EngineOptions
+from obs_engine.transfer.messages import UploadReport
+
+__all__ = [
+    "ClientClosedError",
+    "CompleteMultipartUploadResponse",
+    "EngineDiedError",
+    "EngineOptions",
+    "ExtensionGrant",
+    "GetResult",
+    "HeadPermission",
+    "IntegrityError",
+    "InvalidArgumentError",
+    "JournalDamagedError",
+    "JournalError",
+    "JournalLockedError",
+    "JournalVersionError",
+    "ObsClient",
+    "ObsEngineError",
+    "Permission",
+    "ServiceError",
+    "SourceChangedError",
+    "SourceError",
+    "SourceNotFoundError",
+    "SourceUnreadableError",
+    "SseCHeader",
+    "SseKmsHeader",
+    "StorageClass",
+    "TransportError",
+    "UploadCancelledError",
+    "UploadFileHeader",
+    "UploadReport",
+]

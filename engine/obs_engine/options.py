@@ -1,0 +1,56 @@
+"""`EngineOptions`: all tuning that the standard API has no argument for, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from obs_engine.errors import InvalidArgumentError
+from obs_engine.limits import KIB, MIB
+
+Durability = Literal["power", "crash"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Tuning of one client's engine.
+
+    Attributes:
+        processes: workers, 1-256; None takes the cores that this process may use, at most 8. An upload never
+            uses more workers than its `taskNum`.
+        upload_buffer_bytes: libcurl's buffer for each connection, 16 KiB to 2 MiB; None takes 2 MiB on plain
+            connections and 512 KiB on TLS (measured: see house numbers in bench/BENCHMARKS.md).
+        durability: "power": the journal's promises hold through a power loss; "crash": through a kill only.
+        sync_interval_s: with "power", at most this long lie between a part's record and its sync, 0.01-60.
+        check_bucket: send HEAD bucket before Initiate, as the official SDK does. Off by default: Initiate itself
+            finds a missing bucket, and `PutObject` is then the only permission needed.
+        connect_timeout_s: for a connection to stand, TLS included, 0.1-3600; None takes the client's `timeout`.
+    """
+
+    processes: int | None = None
+    upload_buffer_bytes: int | None = None
+    durability: Durability = "power"
+    sync_interval_s: float = 1.0
+    check_bucket: bool = False
+    connect_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _within(self, "processes", int, 1, 256, optional=True)
+        _within(self, "upload_buffer_bytes", int, 16 * KIB, 2 * MIB, optional=True)
+        _within(self, "sync_interval_s", (int, float), 0.01, 60)
+        _within(self, "connect_timeout_s", (int, float), 0.1, 3600, optional=True)
+        if self.durability not in ("power", "crash"):
+            raise InvalidArgumentError("EngineOptions.durability", "'power' or 'crash'", self.durability)
+        if not isinstance(self.check_bucket, bool):
+            raise InvalidArgumentError("EngineOptions.check_bucket", "True or False", self.check_bucket)
+
+
+def _within(
+    options: EngineOptions, name: str, kind: Any, lowest: float, highest: float, *, optional: bool = False
+) -> None:
+    assert name in {f.name for f in fields(options)}
+    value = getattr(options, name)
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, kind) or not lowest <= value <= highest:
+        raise InvalidArgumentError(f"EngineOptions.{name}", f"a number from {lowest} to {highest}", value)

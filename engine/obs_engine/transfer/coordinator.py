@@ -1,0 +1,196 @@
+"""The coordinator: one process for each client, single-threaded; owner of the journals and of the workers.
+
+Knows its caller by one control socket, over which each upload's own socket arrives. The end of an upload's socket
+cancels that upload; the end of the control socket, or of the caller's process, ends everything: no child outlives
+the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Any
+
+import psutil
+
+from obs_engine.errors import EngineDiedError, ObsEngineError, UploadCancelledError
+from obs_engine.transfer.messages import Decoder, ErrorInfo, Failed, Logged, ProtocolError, UploadRequest, encode
+from obs_engine.transfer.pool import WorkerPool
+from obs_engine.transfer.upload import Upload
+
+PROCESSES_MAX = 8
+_RECEIVE_BYTES = 1 << 20
+_SHUTDOWN_S = 1.5
+
+
+class Coordinator:
+    """Accepts uploads and runs them side by side."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._pool: WorkerPool | None = None
+        self._calls: dict[_Call, asyncio.Task[None]] = {}
+        self._is_ending = asyncio.Event()
+
+    async def run(self) -> None:
+        """Works until the caller is gone, then ends all uploads: with a checkpoint, their progress is kept."""
+        loop = asyncio.get_running_loop()
+        self._control.setblocking(False)
+        loop.add_reader(self._control.fileno(), self._on_control)
+        # Why: another process forked by the host may hold a copy of the control socket and keep it open.
+        parent = _watch_parent()
+        if parent is not None:
+            loop.add_reader(parent, self._is_ending.set)
+        logger = logging.getLogger("obs_engine")
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+        logger.addHandler(_ToCallers(self._calls))
+        await self._is_ending.wait()
+        loop.remove_reader(self._control.fileno())
+        tasks = list(self._calls.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_SHUTDOWN_S)
+        if self._pool is not None:
+            self._pool.kill()
+
+    def _on_control(self) -> None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, 64, 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, descriptors = b"", []
+        for descriptor in descriptors:
+            call = _Call(socket.socket(fileno=descriptor))
+            self._calls[call] = asyncio.ensure_future(self._serve(call))
+        if not data:
+            self._is_ending.set()
+
+    async def _serve(self, call: _Call) -> None:
+        try:
+            request = await call.receive()
+            if isinstance(request, UploadRequest):
+                await self._upload(call, request)
+        finally:
+            del self._calls[call]
+            call.close()
+
+    async def _upload(self, call: _Call, request: UploadRequest) -> None:
+        if self._pool is None:
+            self._pool = WorkerPool(request.engine.processes or default_processes())
+        upload = Upload(request, self._pool.session(request.task_num), call.tell)
+        work = asyncio.ensure_future(upload.run())
+        gone = asyncio.ensure_future(call.gone())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                work.cancel()
+            answer: object = await work
+        except ObsEngineError as error:
+            answer = Failed(ErrorInfo.of(error))
+        except asyncio.CancelledError:
+            work.cancel()
+            await asyncio.wait({work})
+            answer = Failed(ErrorInfo.of(UploadCancelledError("the upload was cancelled; a checkpoint keeps it")))
+        except Exception as error:  # a mistake of ours must reach the caller, not hang him
+            logging.getLogger("obs_engine").exception("the coordinator failed")
+            answer = Failed(ErrorInfo.of(EngineDiedError(f"coordinator: unexpected {error!r}; please report it")))
+        finally:
+            gone.cancel()
+        call.tell(answer)
+        await call.drained()
+
+
+class _Call:
+    """The socket of one upload's caller."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        channel.setblocking(False)
+        self._channel = channel
+        self._outgoing = bytearray()
+        self._decoder = Decoder()
+
+    async def receive(self) -> Any:
+        """The next message; None at the end."""
+        loop = asyncio.get_running_loop()
+        while True:
+            data = await loop.sock_recv(self._channel, _RECEIVE_BYTES)
+            if not data:
+                return None
+            try:
+                for message in self._decoder.feed(data):
+                    return message
+            except ProtocolError:
+                return None
+
+    async def gone(self) -> None:
+        """Returns when the caller has left."""
+        loop = asyncio.get_running_loop()
+        try:
+            while await loop.sock_recv(self._channel, 64):
+                pass
+        except ConnectionError:
+            return
+
+    def tell(self, message: object) -> None:
+        """Sends at once what the socket takes; a caller that does not read delays nobody."""
+        self._outgoing += encode(message)
+        self._send()
+
+    async def drained(self) -> None:
+        """Waits until all was sent."""
+        self._channel.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_sendall(self._channel, bytes(self._outgoing))
+        except OSError:
+            return
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _send(self) -> None:
+        try:
+            while self._outgoing:
+                del self._outgoing[: self._channel.send(self._outgoing)]
+        except OSError:
+            return
+
+
+class _ToCallers(logging.Handler):
+    """Hands log lines to the callers' loggers: this process writes none itself."""
+
+    def __init__(self, calls: dict[_Call, asyncio.Task[None]]) -> None:
+        super().__init__()
+        self._current = calls
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = Logged(record.levelno, self.format(record))
+        for call in self._current:
+            call.tell(message)
+
+
+def default_processes() -> int:
+    """Workers where the caller names no number: the cores that this process may use, 8 at most."""
+    try:
+        cores = len(psutil.Process().cpu_affinity())
+    except (AttributeError, psutil.Error):
+        cores = os.cpu_count() or 1
+    return max(1, min(PROCESSES_MAX, cores))
+
+
+def _watch_parent() -> int | None:
+    """A descriptor that becomes readable when the caller's process ends; None where the system has none."""
+    try:
+        return os.pidfd_open(os.getppid())
+    except (AttributeError, OSError):
+        return None
+
+
+def main(control_descriptor: int) -> None:
+    """The whole life of a coordinator process."""
+    os.chdir("/")  # Why: the host's directory must stay free to be unmounted
+    asyncio.run(Coordinator(socket.socket(fileno=control_descriptor)).run())

@@ -1,0 +1,177 @@
+"""Starts the coordinator and speaks with it. Runs in the caller's process, of which it changes nothing.
+
+The coordinator is a fresh interpreter behind a socket pair: no fork of the host, no import of its `__main__`, no
+thread in it, no signal handler. Every upload has a socket of its own, so any thread may call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from obs_engine.errors import ClientClosedError, EngineDiedError
+from obs_engine.transfer.messages import Decoder, UploadRequest, encode
+
+_BOOT = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
+    "from obs_engine.transfer.coordinator import main; main(int(sys.argv[1]))"
+)
+# What a child needs of the environment. Everything else stays out of it: keys are often kept there.
+_ENVIRONMENT = frozenset({"PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "SSL_CERT_FILE", "SSL_CERT_DIR"})
+_ENVIRONMENT_PREFIXES = ("LC_", "LD_", "DYLD_", "MALLOC_", "ASAN_", "UBSAN_", "LSAN_")
+_RECEIVE_BYTES = 1 << 16
+_CANCEL_S = 1.0
+_CLOSE_S = 3.0
+
+
+class Launcher:
+    """One client's coordinator: started at the first upload, started anew should it die."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._coordinator: _Coordinator | None = None
+        self._is_closed = False
+
+    def run(self, request: UploadRequest) -> Iterator[Any]:
+        """Runs an upload and yields the coordinator's messages; `Uploaded` or `Failed` is the last.
+
+        Closing the iterator early, or an exception in the caller's code, cancels the upload: what is in flight is
+        given up, the journal synced.
+
+        Raises:
+            EngineDiedError: the coordinator ended without a word.
+            ClientClosedError: `close` was called.
+        """
+        channel = self._running().open_call()
+        decoder = Decoder()
+        is_done = False
+        try:
+            channel.sendall(encode(request))
+            while True:
+                data = channel.recv(_RECEIVE_BYTES)
+                if not data:
+                    break
+                yield from decoder.feed(data)
+            is_done = True
+        except (ConnectionError, BrokenPipeError):
+            is_done = True
+        finally:
+            if not is_done:
+                _cancel(channel)
+            channel.close()
+        if self._is_closed:
+            raise ClientClosedError("ObsClient: expected to stay open during the upload, found it closed")
+        raise EngineDiedError(
+            "coordinator: expected a result, found its process ended (killed, or out of memory); with a checkpoint "
+            "nothing is lost: call again to continue"
+        )
+
+    def close(self) -> None:
+        """Ends the coordinator; running uploads keep what a checkpoint has of them. May be called twice."""
+        with self._lock:
+            self._is_closed = True
+            coordinator, self._coordinator = self._coordinator, None
+        if coordinator is not None:
+            coordinator.close()
+
+    def _running(self) -> _Coordinator:
+        with self._lock:
+            if self._is_closed:
+                raise ClientClosedError("ObsClient: expected an open client, found a closed one; make a new one")
+            current = self._coordinator
+            if current is not None and current.owner_pid != os.getpid():
+                current.disown()  # inherited through a fork: it is the parent's
+                current = None
+            if current is None or not current.is_alive():
+                if current is not None:
+                    current.close()
+                current = self._coordinator = _Coordinator()
+            return current
+
+
+class _Coordinator:
+    """A running coordinator process."""
+
+    def __init__(self) -> None:
+        if not sys.executable:
+            raise EngineDiedError(
+                "coordinator: expected a Python interpreter in sys.executable, found none; set sys.executable"
+            )
+        self.owner_pid = os.getpid()
+        self._control, theirs = socket.socketpair()
+        try:
+            path = json.dumps([os.path.abspath(entry) for entry in sys.path])
+            utf8 = ["-X", "utf8"] if sys.flags.utf8_mode else []
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", *utf8, "-c", _BOOT, str(theirs.fileno()), path],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=_environment(),
+                start_new_session=True,  # Why: a terminal's Ctrl-C is for the caller, who then says what to do
+            )
+        except BaseException:
+            self._control.close()
+            raise
+        finally:
+            theirs.close()
+        self._finalizer = weakref.finalize(self, _end, self._control, self._process, self.owner_pid)
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def open_call(self) -> socket.socket:
+        """A new call's socket; the other end is on its way to the coordinator."""
+        ours, theirs = socket.socketpair()
+        try:
+            socket.send_fds(self._control, [b"c"], [theirs.fileno()])
+        except OSError:
+            theirs.close()
+            return ours  # the reader meets its end and says that the coordinator died
+        theirs.close()
+        return ours
+
+    def close(self) -> None:
+        self._finalizer()
+
+    def disown(self) -> None:
+        self._finalizer.detach()
+        self._control.close()
+        self._process.returncode = 0  # not our child: nothing to wait for
+
+
+def _end(control: socket.socket, process: subprocess.Popen[bytes], owner_pid: int) -> None:
+    """Closes the control socket, which ends the coordinator and its workers, and reaps it."""
+    control.close()
+    if owner_pid != os.getpid():
+        return
+    try:
+        process.wait(_CLOSE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _cancel(channel: socket.socket) -> None:
+    """Says that the caller leaves, and waits a moment until the coordinator has put the journal in order."""
+    with contextlib.suppress(OSError):
+        channel.shutdown(socket.SHUT_WR)
+        channel.settimeout(_CANCEL_S)
+        while channel.recv(_RECEIVE_BYTES):
+            pass
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)
+    }

@@ -1,0 +1,334 @@
+"""What caller, coordinator and workers say to each other: small frozen values, and their bytes.
+
+A message crosses a socket as four bytes of length and JSON. Why JSON: it can build nothing but values, so a broken
+or hostile peer cannot run code here; a part costs some 300 bytes and 20 microseconds of it. The file's bytes never
+travel this way.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from obs_engine.errors import ObsEngineError, from_fields
+from obs_engine.options import EngineOptions
+from obs_engine.source.identity import FileIdentity
+from obs_engine.wire.endpoint import Endpoint
+from obs_engine.wire.replies import Reply
+from obs_engine.wire.requests import Request, Target
+from obs_engine.wire.signing import Credentials, Headers
+
+FRAME_MAX_BYTES = 64 << 20
+_LENGTH = struct.Struct("<I")
+
+
+# --- shared values ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TransportOptions:
+    """How connections behave.
+
+    Attributes:
+        timeout_s: a transfer without a byte for so long has stalled.
+        connect_timeout_s: for a connection to stand, TLS included.
+        is_verified: check certificate and host name on TLS.
+        ca_file: PEM file of trusted authorities; None where libcurl's own default is right.
+        upload_buffer_bytes: libcurl's buffer between the read callback and the socket.
+    """
+
+    timeout_s: float
+    connect_timeout_s: float
+    is_verified: bool
+    ca_file: str | None
+    upload_buffer_bytes: int
+
+
+@dataclass(frozen=True)
+class ErrorInfo:
+    """An error on its way to another process."""
+
+    name: str
+    message: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(error: ObsEngineError) -> ErrorInfo:
+        return ErrorInfo(type(error).__name__, error.message, error.fields())
+
+    def error(self) -> ObsEngineError:
+        return from_fields(self.name, self.message, self.fields)
+
+
+# --- caller -> coordinator --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UploadRequest:
+    """One `uploadFile`, validated: all that the coordinator needs to know of it.
+
+    Attributes:
+        path: absolute.
+        part_size_bytes: as asked; the plan clamps it.
+        task_num: parts in flight at most, 1-10000.
+        checkpoint_file: absolute; None without a checkpoint.
+        is_default_record: the caller named no checkpoint file, so another name may be chosen where it is taken.
+        is_checksum: identify the file by its content too.
+        initiate_headers: of Initiate alone (metadata, ACL, type, encryption).
+        part_headers: of every part (SSE-C).
+        common_headers: of every request (extension headers).
+    """
+
+    path: str
+    bucket: str
+    key: str
+    target: Target
+    credentials: Credentials
+    part_size_bytes: float
+    task_num: int
+    checkpoint_file: str | None
+    is_default_record: bool
+    is_checksum: bool
+    initiate_headers: Headers
+    part_headers: Headers
+    common_headers: Headers
+    encoding_type: str | None
+    max_retry_count: int
+    transport: TransportOptions
+    engine: EngineOptions
+
+
+# --- coordinator -> caller --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bytes that the service acknowledged, of all; in parts, too."""
+
+    stored_bytes: int
+    total_bytes: int
+    stored_parts: int
+    total_parts: int
+
+
+@dataclass(frozen=True)
+class UploadReport:
+    """What one call did.
+
+    Attributes:
+        upload_id: the service's.
+        size_bytes, part_size_bytes, parts: the plan.
+        parts_resumed: parts that an earlier call had stored.
+        parts_sent: parts that this call stored.
+        part_attempts: UploadPart requests of this call, retries included.
+        seconds: of this call in the coordinator.
+    """
+
+    upload_id: str
+    size_bytes: int
+    part_size_bytes: int
+    parts: int
+    parts_resumed: int
+    parts_sent: int
+    part_attempts: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """The last word of a call that came to a reply of Complete, good or bad."""
+
+    reply: Reply
+    report: UploadReport
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The last word of a call that failed."""
+
+    error: ErrorInfo
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A log line for the caller's logger."""
+
+    level: int
+    text: str
+
+
+# --- coordinator -> worker --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenUpload:
+    """All that a worker must know of an upload, once; tasks name it by `upload`."""
+
+    upload: int
+    path: str
+    identity: FileIdentity
+    bucket: str
+    key: str
+    target: Target
+    credentials: Credentials
+    part_headers: Headers
+    transport: TransportOptions
+
+
+@dataclass(frozen=True)
+class CloseUpload:
+    """Give up what is in flight for the upload and forget it."""
+
+    upload: int
+
+
+@dataclass(frozen=True)
+class PartTask:
+    """Send `length` bytes from `offset` as part `part_number` of `upload_id`; `now_s` dates the signature."""
+
+    task: int
+    upload: int
+    upload_id: str
+    part_number: int
+    offset: int
+    length: int
+    now_s: float
+
+
+@dataclass(frozen=True)
+class RequestTask:
+    """Send a small request and bring the whole reply back."""
+
+    task: int
+    upload: int
+    request: Request
+    now_s: float
+
+
+@dataclass(frozen=True)
+class HashTask:
+    """Digest `length` bytes from `offset`."""
+
+    task: int
+    upload: int
+    offset: int
+    length: int
+
+
+# --- worker -> coordinator --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PartStoredReply:
+    """The service acknowledged the part."""
+
+    task: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class TaskReplied:
+    """A whole reply arrived: of a request task, or an unwanted one of a part."""
+
+    task: int
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class HashDone:
+    """xxh3-128 of the range, 32 hex digits."""
+
+    task: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class TaskFailed:
+    """No reply arrived, or the source failed."""
+
+    task: int
+    error: ErrorInfo
+
+
+Outcome = PartStoredReply | TaskReplied | HashDone | TaskFailed
+Task = PartTask | RequestTask | HashTask
+
+_CLASSES: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (
+        TransportOptions, ErrorInfo, UploadRequest, Progress, UploadReport, Uploaded, Failed, Logged, OpenUpload,
+        CloseUpload, PartTask, RequestTask, HashTask, PartStoredReply, TaskReplied, HashDone, TaskFailed,
+        EngineOptions, FileIdentity, Endpoint, Reply, Request, Target, Credentials,
+    )
+}  # fmt: skip
+_FIELDS = {name: tuple(f.name for f in fields(cls)) for name, cls in _CLASSES.items()}
+
+
+class ProtocolError(Exception):
+    """A peer sent what is no message. A programming mistake, or a foreign process on the socket."""
+
+
+def encode(message: object) -> bytes:
+    """The framed bytes of a message."""
+    data = json.dumps(_plain(message), separators=(",", ":")).encode()
+    return _LENGTH.pack(len(data)) + data
+
+
+class Decoder:
+    """Turns a stream of bytes into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Takes bytes in and yields the messages that are now whole.
+
+        Raises:
+            ProtocolError: the bytes are no message.
+        """
+        buffer = self._buffer
+        buffer += data
+        offset = 0
+        while len(buffer) - offset >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, offset)
+            if length > FRAME_MAX_BYTES:
+                raise ProtocolError(f"a frame of {length} bytes")
+            end = offset + _LENGTH.size + length
+            if end > len(buffer):
+                break
+            try:
+                message = json.loads(buffer[offset + _LENGTH.size : end], object_hook=_build)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ProtocolError(str(error)) from error
+            offset = end
+            yield message
+        del buffer[:offset]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return {"bytes": value.decode("latin-1")}
+    if isinstance(value, dict):
+        return {"dict": [[key, _plain(item)] for key, item in value.items()]}
+    name = type(value).__name__
+    return {name: [_plain(getattr(value, attribute)) for attribute in _FIELDS[name]]}
+
+
+def _build(tagged: dict[str, Any]) -> Any:
+    ((tag, content),) = tagged.items()
+    if tag == "bytes":
+        return content.encode("latin-1")
+    if tag == "dict":
+        return {key: _value(item) for key, item in content}
+    return _CLASSES[tag](*map(_value, content))
+
+
+def _value(value: Any) -> Any:
+    return tuple(map(_value, value)) if isinstance(value, list) else value

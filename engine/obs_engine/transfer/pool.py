@@ -1,0 +1,241 @@
+"""The coordinator's workers: forks them, gives them tasks, notices their deaths.
+
+Why fork and not a fresh interpreter: the coordinator has one thread and holds no lock, so a fork is safe, takes 2 ms
+instead of 60, and shares the interpreter's pages. Runs in the coordinator. Does not know plans, journals or retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from obs_engine.errors import EngineDiedError
+from obs_engine.transfer.messages import (
+    CloseUpload,
+    Decoder,
+    OpenUpload,
+    Outcome,
+    Task,
+    encode,
+)
+from obs_engine.transfer.worker import run_worker
+
+_RECEIVE_BYTES = 1 << 20
+
+
+class WorkerDied(Exception):
+    """The worker that held this task ended; whether the service saw the request is unknown."""
+
+
+class WorkerPool:
+    """Up to `size` workers, started when first needed and replaced when they die."""
+
+    def __init__(self, size: int) -> None:
+        self._workers: list[_WorkerHandle | None] = [None] * size
+        self._uploads = count(1)
+        self._tasks = count(1)
+
+    @property
+    def size(self) -> int:
+        return len(self._workers)
+
+    def session(self, task_num: int) -> Session:
+        """A share of the pool for one upload: at most `task_num` tasks in flight over all workers."""
+        return Session(self, next(self._uploads), task_num)
+
+    def next_task(self) -> int:
+        return next(self._tasks)
+
+    def worker(self, slot: int) -> _WorkerHandle:
+        """The living worker of a slot, forked if need be."""
+        worker = self._workers[slot]
+        if worker is None or worker.is_dead:
+            worker = self._workers[slot] = _WorkerHandle()
+        return worker
+
+    def living(self, slot: int) -> _WorkerHandle | None:
+        worker = self._workers[slot]
+        return None if worker is None or worker.is_dead else worker
+
+    def kill(self) -> None:
+        """Ends all workers at once and reaps them."""
+        workers = [worker for worker in self._workers if worker is not None]
+        for worker in workers:
+            worker.kill()
+        self._workers = [None] * len(self._workers)
+
+
+class Session:
+    """One upload's use of the pool.
+
+    Invariant: a slot holds at most its share of `task_num`, and the shares add up to `task_num`; as a worker keeps
+    one connection for each task in flight, the upload opens no more than `task_num`.
+    """
+
+    def __init__(self, pool: WorkerPool, upload: int, task_num: int) -> None:
+        self._pool = pool
+        self.upload = upload
+        used = min(pool.size, task_num)
+        self._shares = [task_num // used + (slot < task_num % used) for slot in range(used)]
+        self._loads = [0] * used
+        self._opened: dict[int, _WorkerHandle] = {}
+        self._open_message: OpenUpload | None = None
+
+    @property
+    def slots(self) -> int:
+        """Workers that this upload may use."""
+        return len(self._shares)
+
+    def open(self, message: OpenUpload) -> None:
+        """Says what workers must know; again when it changed."""
+        self._open_message = message
+        self._opened.clear()
+
+    async def run(self, make_task: Callable[[int], Task]) -> Outcome:
+        """Gives a task to the worker with the most room, and waits for its outcome.
+
+        Args:
+            make_task: from a task number.
+
+        Raises:
+            WorkerDied: the worker ended first.
+            EngineDiedError: no worker can be started.
+        """
+        slot = max(range(len(self._loads)), key=lambda s: self._shares[s] - self._loads[s])
+        assert self._loads[slot] < self._shares[slot], "more tasks than task_num"
+        worker = self._pool.worker(slot)
+        if self._opened.get(slot) is not worker:
+            assert self._open_message is not None
+            worker.say(self._open_message)
+            self._opened[slot] = worker
+        number = self._pool.next_task()
+        self._loads[slot] += 1
+        try:
+            return await worker.run(number, make_task(number))
+        finally:
+            self._loads[slot] -= 1
+
+    def close(self) -> None:
+        """Gives up all that is in flight for the upload."""
+        for slot, worker in self._opened.items():
+            if self._pool.living(slot) is worker:
+                worker.say(CloseUpload(self.upload))
+        self._opened.clear()
+
+
+class _WorkerHandle:
+    """One worker process as the coordinator sees it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            self.pid = os.fork()
+        except OSError as error:
+            raise EngineDiedError(
+                f"worker: expected to start a process, found {error.strerror}; raise the process or memory limit"
+            ) from None
+        if self.pid == 0:
+            _become_worker(theirs)
+        theirs.close()
+        ours.setblocking(False)
+        self.is_dead = False
+        self._channel = ours
+        self._decoder = Decoder()
+        self._outgoing = bytearray()
+        self._is_flushing = False
+        self._waiting: dict[int, asyncio.Future[Outcome]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(ours.fileno(), self._on_readable)
+
+    async def run(self, number: int, task: Task) -> Outcome:
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        self._waiting[number] = future
+        self.say(task)
+        try:
+            return await future
+        finally:
+            self._waiting.pop(number, None)
+
+    def say(self, message: Any) -> None:
+        self._outgoing += encode(message)
+        if not self._is_flushing:
+            self._flush()
+
+    def kill(self) -> None:
+        """Ends the process and reaps it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self._on_death()
+
+    def _flush(self) -> None:
+        try:
+            while self._outgoing:
+                sent = self._channel.send(self._outgoing)
+                del self._outgoing[:sent]
+        except BlockingIOError:
+            if not self._is_flushing:
+                self._is_flushing = True
+                self._loop.add_writer(self._channel.fileno(), self._flush)
+            return
+        except OSError:
+            self._outgoing.clear()  # the reader meets the end of the channel and says so
+        if self._is_flushing:
+            self._is_flushing = False
+            self._loop.remove_writer(self._channel.fileno())
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._channel.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._on_death()
+            return
+        for outcome in self._decoder.feed(data):
+            future = self._waiting.pop(outcome.task, None)
+            if future is not None and not future.done():
+                future.set_result(outcome)
+
+    def _on_death(self) -> None:
+        if self.is_dead:
+            return
+        self.is_dead = True
+        self._loop.remove_reader(self._channel.fileno())
+        if self._is_flushing:
+            self._loop.remove_writer(self._channel.fileno())
+        self._channel.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)  # a worker that closed its channel has nothing left to do
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(WorkerDied(f"worker process {self.pid} ended"))
+        self._waiting.clear()
+
+
+def _become_worker(channel: socket.socket) -> None:
+    """What the forked child does: keeps its channel and the standard streams, works, and ends."""
+    status = 1
+    try:
+        # Why: a copy of another channel here would hide the coordinator's death from that channel's worker.
+        keep = os.dup2(channel.fileno(), 3, inheritable=False) if channel.fileno() != 3 else 3
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        run_worker(socket.socket(fileno=keep))
+        status = 0
+    except KeyboardInterrupt:
+        pass
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)

@@ -1,0 +1,226 @@
+"""HTTP over libcurl: many transfers at once in one process, on connections that are kept.
+
+Keeper of `pycurl`. Runs in a worker, driven by the worker's event loop. Knows finished requests, buffers and replies;
+does not know uploads, parts, signatures or retries.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Any
+
+import pycurl
+
+from obs_engine.errors import TransportError
+from obs_engine.limits import REPLY_BODY_MAX_BYTES
+from obs_engine.transfer.messages import TransportOptions
+from obs_engine.wire.replies import Reply
+from obs_engine.wire.requests import FinishedRequest
+
+OnDone = Callable[[Reply | TransportError], None]
+
+_EVENTS = {
+    pycurl.POLL_IN: select.EPOLLIN,
+    pycurl.POLL_OUT: select.EPOLLOUT,
+    pycurl.POLL_INOUT: select.EPOLLIN | select.EPOLLOUT,
+}
+# Source: libcurl's error codes; these are faults of trust or of the request, which a retry meets again.
+_HOPELESS = frozenset({
+    pycurl.E_SSL_CACERT_BADFILE, pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CERTPROBLEM, pycurl.E_SSL_CIPHER,
+    pycurl.E_SSL_ISSUER_ERROR, pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_URL_MALFORMAT,
+})  # fmt: skip
+
+
+class Transport:
+    """A curl multi handle on somebody else's epoll.
+
+    Invariant: a handle is either in `_running` or in `_idle`; `on_done` is called once for each `start`, unless the
+    transfer is cancelled.
+    """
+
+    def __init__(self, poller: select.epoll) -> None:
+        self._poller = poller
+        self._watched: set[int] = set()
+        self._running: dict[pycurl.Curl, _Transfer] = {}
+        self._idle: list[pycurl.Curl] = []
+        self._timeout_ms = -1
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, 10_000)  # keep every connection that a full window has opened
+
+    def start(self, request: FinishedRequest, body: memoryview, options: TransportOptions, on_done: OnDone) -> object:
+        """Begins a transfer and returns a token for `cancel`.
+
+        Args:
+            body: the bytes to send; read in place, without a copy in Python. The owner keeps it alive until `on_done`.
+        """
+        curl = self._idle.pop() if self._idle else pycurl.Curl()
+        transfer = _Transfer(curl, request, body, on_done)
+        transfer.configure(options)
+        self._running[curl] = transfer
+        self._multi.add_handle(curl)
+        return transfer
+
+    def cancel(self, token: object) -> None:
+        """Ends a transfer without a word; its connection is closed."""
+        assert isinstance(token, _Transfer)
+        if self._running.get(token.curl) is token:
+            self._release(token)
+
+    def timeout_s(self) -> float | None:
+        """How long the event loop may wait at most."""
+        return None if self._timeout_ms < 0 else self._timeout_ms / 1000
+
+    def on_event(self, descriptor: int, events: int) -> None:
+        """Moves a connection on that is ready."""
+        mask = 0
+        if events & (select.EPOLLIN | select.EPOLLHUP):
+            mask |= pycurl.CSELECT_IN
+        if events & select.EPOLLOUT:
+            mask |= pycurl.CSELECT_OUT
+        if events & select.EPOLLERR:
+            mask |= pycurl.CSELECT_ERR
+        self._multi.socket_action(descriptor, mask)
+
+    def on_timeout(self) -> None:
+        """Lets libcurl look at its clocks; to be called when `timeout_s` has passed."""
+        self._timeout_ms = -1
+        self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+
+    def finish_transfers(self) -> None:
+        """Reports all transfers that have ended since."""
+        more = 1
+        while more:
+            more, succeeded, failed = self._multi.info_read()
+            for curl in succeeded:
+                self._end(self._running[curl], None)
+            for curl, code, text in failed:
+                self._end(self._running[curl], _error(self._running[curl].request, code, text))
+
+    def close(self) -> None:
+        """Ends all transfers and connections."""
+        for transfer in list(self._running.values()):
+            self._release(transfer)
+        self._multi.close()
+
+    def _end(self, transfer: _Transfer, error: TransportError | None) -> None:
+        self._release(transfer)
+        transfer.on_done(error if error is not None else transfer.reply())
+
+    def _release(self, transfer: _Transfer) -> None:
+        self._multi.remove_handle(transfer.curl)
+        del self._running[transfer.curl]
+        transfer.curl.reset()
+        self._idle.append(transfer.curl)
+
+    def _on_socket(self, what: int, descriptor: int, _multi: Any, _data: Any) -> None:
+        if what == pycurl.POLL_REMOVE:
+            self._watched.discard(descriptor)
+            # The descriptor may be closed by now; epoll has then forgotten it by itself.
+            try:
+                self._poller.unregister(descriptor)
+            except OSError:
+                return
+        elif descriptor in self._watched:
+            self._poller.modify(descriptor, _EVENTS[what])
+        else:
+            self._watched.add(descriptor)
+            self._poller.register(descriptor, _EVENTS[what])
+
+    def _on_timer(self, timeout_ms: int) -> None:
+        self._timeout_ms = timeout_ms
+
+
+class _Transfer:
+    """One request on its way, and the reply as it arrives."""
+
+    def __init__(self, curl: pycurl.Curl, request: FinishedRequest, body: memoryview, on_done: OnDone) -> None:
+        self.curl = curl
+        self.request = request
+        self.on_done = on_done
+        self._body = body
+        self._sent = 0
+        self._status = 0
+        self._reason = ""
+        self._headers: list[tuple[str, str]] = []
+        self._reply = bytearray()
+
+    def configure(self, options: TransportOptions) -> None:
+        curl, request = self.curl, self.request
+        curl.setopt(pycurl.URL, request.url)
+        curl.setopt(pycurl.PATH_AS_IS, 1)  # `..` and `//` are parts of keys
+        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)  # one part a connection, none multiplexed
+        curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        curl.setopt(pycurl.PROXY, "")  # Why: the environment's proxies count only where the caller asks for them
+        curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(pycurl.TCP_KEEPALIVE, 1)
+        curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(options.connect_timeout_s * 1000))
+        curl.setopt(pycurl.LOW_SPEED_LIMIT, 1)
+        curl.setopt(pycurl.LOW_SPEED_TIME, max(1, round(options.timeout_s)))
+        curl.setopt(pycurl.SSL_VERIFYPEER, int(options.is_verified))
+        curl.setopt(pycurl.SSL_VERIFYHOST, 2 if options.is_verified else 0)
+        if options.ca_file:
+            curl.setopt(pycurl.CAINFO, options.ca_file)
+        # libcurl adds Content-Length itself; an empty "Expect:" spares the wait for 100-continue.
+        lines = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers
+                 if name.lower() != "content-length"]  # fmt: skip
+        curl.setopt(pycurl.HTTPHEADER, [line.encode() for line in (*lines, "Expect:", "Accept:")])
+        if request.method == "HEAD":
+            curl.setopt(pycurl.NOBODY, 1)
+        elif request.method in ("PUT", "POST"):
+            curl.setopt(pycurl.UPLOAD, 1)
+            curl.setopt(pycurl.UPLOAD_BUFFERSIZE, options.upload_buffer_bytes)
+            curl.setopt(pycurl.INFILESIZE_LARGE, len(self._body))
+            curl.setopt(pycurl.READFUNCTION, self._on_read)
+            curl.setopt(pycurl.SEEKFUNCTION, self._on_seek)
+            if request.method != "PUT":
+                curl.setopt(pycurl.CUSTOMREQUEST, request.method)
+        elif request.method != "GET":
+            curl.setopt(pycurl.CUSTOMREQUEST, request.method)
+        curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
+        curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
+
+    def reply(self) -> Reply:
+        return Reply(self._status, self._reason, tuple(self._headers), bytes(self._reply))
+
+    def _on_read(self, size: int) -> memoryview:
+        piece = self._body[self._sent : self._sent + size]
+        self._sent += len(piece)
+        return piece
+
+    def _on_seek(self, offset: int, origin: int) -> int:
+        # libcurl rewinds when a kept connection turns out to be closed, before any reply.
+        if origin != 0 or not 0 <= offset <= len(self._body):
+            return pycurl.SEEKFUNC_CANTSEEK
+        self._sent = offset
+        return pycurl.SEEKFUNC_OK
+
+    def _on_header(self, line: bytes) -> None:
+        text = line.decode("latin-1").rstrip("\r\n")
+        if text.startswith("HTTP/"):  # also where an interim 100 came before
+            _, _, rest = text.partition(" ")
+            status, _, self._reason = rest.partition(" ")
+            self._status = int(status)
+            self._headers.clear()
+        elif text:
+            name, _, value = text.partition(":")
+            self._headers.append((name.strip().lower(), value.strip()))
+
+    def _on_body(self, data: bytes) -> int | None:
+        if len(self._reply) + len(data) > REPLY_BODY_MAX_BYTES:
+            return 0  # libcurl then fails the transfer with E_WRITE_ERROR
+        self._reply += data
+        return None
+
+
+def _error(request: FinishedRequest, code: int, text: str) -> TransportError:
+    host = request.url.split("/", 3)[2]
+    hopeless = code in _HOPELESS
+    advice = "check certificates and the endpoint" if hopeless else "check the network, then call again"
+    return TransportError(
+        f"{request.operation} at {host}: expected a reply, found none: {text or 'transfer failed'} (libcurl {code}); "
+        f"{advice}",
+        is_retryable=not hopeless,
+    )
