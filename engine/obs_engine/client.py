@@ -145,7 +145,7 @@ class ObsClient:
             is_verified=bool(ssl_verify),
             ca_file=_ca_file(ssl_verify) if endpoint.scheme == "https" and ssl_verify else None,
             upload_buffer_bytes=self._options.upload_buffer_bytes
-            or (512 * KIB if endpoint.scheme == "https" else 2 * MIB),
+            or (512 * KIB if endpoint.scheme == "https" else MIB),
         )
         self._launcher = Launcher()
 

@@ -48,7 +48,8 @@ class Worker:
         self._decoder = Decoder()
         self._outgoing = bytearray()
         self._poller = select.epoll()
-        self._poller.register(channel.fileno(), select.EPOLLIN)
+        self._wanted = select.EPOLLIN
+        self._poller.register(channel.fileno(), self._wanted)
         self._transport = Transport(self._poller)
         self._uploads: dict[int, _OpenFile] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -100,7 +101,9 @@ class Worker:
                 return  # the next turn reads the end of the channel
             del self._outgoing[:sent]
             wanted = select.EPOLLIN | (select.EPOLLOUT if self._outgoing else 0)
-            self._poller.modify(self._channel.fileno(), wanted)
+            if wanted != self._wanted:
+                self._wanted = wanted
+                self._poller.modify(self._channel.fileno(), wanted)
 
     def _open(self, message: OpenUpload) -> None:
         known = self._uploads.get(message.upload)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import b64encode
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from xml.sax.saxutils import escape
+from html import escape
 
 from obs_engine.wire.endpoint import Addressing, Endpoint, Query
 from obs_engine.wire.signing import (
@@ -101,7 +101,7 @@ def complete(
         parts: (part number, ETag exactly as the service gave it), in ascending order of the number.
     """
     items = "".join(
-        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag or '')}</ETag></Part>" for number, etag in parts
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag or '', quote=False)}</ETag></Part>" for number, etag in parts
     )
     body = f"<CompleteMultipartUpload>{items}</CompleteMultipartUpload>".encode()
     query = (("uploadId", upload_id), *_encoding(encoding_type))
@@ -129,6 +129,11 @@ def head_bucket(bucket: str, headers: Headers = ()) -> Request:
 def head_object(bucket: str, key: str, headers: Headers = ()) -> Request:
     """HEAD object; the reply's `x-obs-uploadId` settles whether a Complete of ours made it."""
     return Request("HeadObject", "HEAD", bucket, key, headers=headers)
+
+
+def get_object(bucket: str, key: str, headers: Headers = ()) -> Request:
+    """GET object; a `Range` header makes it a part of it."""
+    return Request("GetObject", "GET", bucket, key, headers=headers)
 
 
 def finish(request: Request, target: Target, credentials: Credentials, now_s: float) -> FinishedRequest:

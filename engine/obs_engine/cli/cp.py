@@ -1,0 +1,109 @@
+"""`obs-engine cp FILE obs://bucket/key`: one resumable upload with a progress bar."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from obs_engine.client import ObsClient
+from obs_engine.errors import InvalidArgumentError, ServiceError
+from obs_engine.limits import MIB
+from obs_engine.options import EngineOptions
+
+SCHEME = "obs://"
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@click.argument("target", metavar="obs://BUCKET/KEY")
+@click.option("--endpoint", envvar="OBS_ENDPOINT", required=True, help="The service, e.g. https://obs.x.com. [$OBS_ENDPOINT]")
+@click.option("--access-key", envvar="OBS_ACCESS_KEY_ID", default="", help="Better in $OBS_ACCESS_KEY_ID.")
+@click.option("--secret-key", envvar="OBS_SECRET_ACCESS_KEY", default="", help="Better in $OBS_SECRET_ACCESS_KEY.")
+@click.option("--security-token", envvar="OBS_SECURITY_TOKEN", help="Better in $OBS_SECURITY_TOKEN.")
+@click.option("--signature", type=click.Choice(["obs", "v2", "v4"]), default="obs", show_default=True)
+@click.option("--region", default="region", help="For --signature v4.")
+@click.option("--path-style", is_flag=True, help="host/bucket/key instead of bucket.host/key.")
+@click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="Trusted certificates (PEM).")
+@click.option("--part-size", "part_size_mib", type=float, default=9, show_default=True, help="MiB.")
+@click.option("-j", "--parts-in-flight", "task_num", type=int, default=8, show_default=True)
+@click.option("--processes", type=int, help="Workers.  [default: cores]")
+@click.option("--checkpoint/--no-checkpoint", default=True, show_default=True, help="Continue after an interruption.")
+@click.option("--checkpoint-file", type=click.Path(), help="[default: FILE.upload_record]")
+@click.option("--checksum", is_flag=True, help="Tell by content, too, whether FILE is still the one begun with.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def cp(
+    file: str,
+    target: str,
+    endpoint: str,
+    access_key: str,
+    secret_key: str,
+    security_token: str | None,
+    signature: str,
+    region: str,
+    path_style: bool,
+    ca_file: str | None,
+    part_size_mib: float,
+    task_num: int,
+    processes: int | None,
+    checkpoint: bool,
+    checkpoint_file: str | None,
+    checksum: bool,
+    quiet: bool,
+) -> None:
+    """Upload FILE, resumably.
+
+    Interrupted by anything, the same command goes on where it stopped.
+
+    \b
+    Example:
+      export OBS_ACCESS_KEY_ID=... OBS_SECRET_ACCESS_KEY=...
+      obs-engine cp disk.img obs://backups/disk.img --endpoint https://obs.cn-north-4.myhuaweicloud.com
+    """
+    bucket, key = split_target(target, file)
+    client = ObsClient(
+        access_key_id=access_key, secret_access_key=secret_key, server=endpoint, security_token=security_token,
+        signature=signature, region=region, path_style=path_style, ssl_verify=ca_file or True,
+        engine=EngineOptions(processes=processes),
+    )  # fmt: skip
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), DownloadColumn(binary_units=True),
+        TransferSpeedColumn(), TimeRemainingColumn(), console=console, disable=quiet,
+    )  # fmt: skip
+    with client, bar:
+        row = bar.add_task(PurePosixPath(key).name or key, total=None)
+        result = client.uploadFile(
+            bucket, key, file, int(part_size_mib * MIB), task_num, checkpoint, checkpoint_file, checksum,
+            progressCallback=lambda stored, total, _seconds: bar.update(row, completed=stored, total=total),
+        )  # fmt: skip
+    if result.status >= 300:
+        raise ServiceError(
+            f"Complete of {bucket}/{key}: expected success, found {result.errorCode}: {result.errorMessage} (status "
+            f"{result.status}, request {result.requestId}); with a checkpoint the parts are kept: run it again"
+        )
+    report = result.report
+    click.echo(
+        f"{SCHEME}{bucket}/{key}  {report.size_bytes} bytes  {report.parts} parts  "
+        f"resumed {report.parts_resumed}  sent {report.parts_sent}  {report.seconds:.2f} s  ETag {result.body.etag}"
+    )
+
+
+def split_target(target: str, file: str) -> tuple[str, str]:
+    """Bucket and key of `obs://bucket/key`; a key that is empty or ends with a slash takes the file's name."""
+    bucket, _, key = target.removeprefix(SCHEME).partition("/")
+    if not target.startswith(SCHEME) or not bucket:
+        raise InvalidArgumentError("target", "obs://BUCKET/KEY", target, "name the bucket and the key")
+    if not key or key.endswith("/"):
+        key += PurePosixPath(file).name
+    return bucket, key

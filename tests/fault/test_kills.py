@@ -1,0 +1,120 @@
+"""kill -9 of every process at seeded points: nothing that was acknowledged and recorded is ever sent again."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import psutil
+import pytest
+from harness import Caller, acknowledged, client_arguments, is_alive, is_equal, make_file, open_uploads, wait_until
+
+from obs_engine.checkpoint.journal import peek
+from obs_engine.testing import LocalObs
+
+SEED = 20260901
+PARTS, PART_SIZE, TASK_NUM = 200, 102_400, 4
+# Half of the points stop the service at a part, so that the moment is exact; half leave it running, so that it is not.
+POINTS = [(point, point % 2 == 0) for point in sorted(random.Random(SEED).sample(range(1, PARTS), 20))]
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_file(tmp_path_factory.mktemp("kills") / "big.bin", PARTS * PART_SIZE - 321, SEED)
+
+
+def start(server: LocalObs, key: str, source: Path, record: Path, point: int, is_exact: bool) -> Caller:
+    """An upload that is left when the service has acknowledged `point` parts."""
+    held = {"stall": True} if is_exact else {"delay_s": 0.01}
+    server.set_faults([{"operation": "UploadPart", "nth": list(range(point + 1, 2 * PARTS)), **held}])
+    caller = Caller(client_arguments(server), arguments(key, source, record), {"processes": 2})
+    wait_until(lambda: len(acknowledged(server, key)) >= point, f"{point} parts acknowledged (seed {SEED})")
+    return caller
+
+
+def arguments(key: str, source: Path, record: Path) -> dict[str, object]:
+    return {
+        "bucketName": "bench", "objectKey": key, "uploadFile": str(source), "partSize": PART_SIZE,
+        "taskNum": TASK_NUM, "enableCheckpoint": True, "checkpointFile": str(record),
+    }  # fmt: skip
+
+
+def rerun_and_check(server: LocalObs, key: str, source: Path, record: Path) -> None:
+    """The same call again: it completes, and what the journal had is not sent again."""
+    state = peek(str(record))
+    assert state is not None
+    recorded = set(state.parts)
+    server.set_faults([])
+    server.clear_requests()
+    said = Caller(client_arguments(server), arguments(key, source, record)).result()
+    assert said.get("status") == 200, said
+    sent = acknowledged(server, key)
+    assert not recorded & set(sent)
+    assert set(sent) | recorded == set(range(1, PARTS + 1))
+    assert said["report"]["parts_resumed"] == len(recorded)
+    check_object(server, key, source, record)
+
+
+def check_object(server: LocalObs, key: str, source: Path, record: Path) -> None:
+    assert is_equal(server, "bench", key, source)
+    assert open_uploads(server, "bench") == 0
+    assert not record.exists()
+
+
+def all_gone(processes: list[psutil.Process]) -> None:
+    wait_until(lambda: not any(map(is_alive, processes)), f"the end of {processes}", deadline_s=2)
+
+
+@pytest.mark.parametrize(("point", "is_exact"), POINTS)
+def test_a_killed_caller_takes_all_with_it_and_loses_nothing(
+    server: LocalObs, key: str, big: Path, tmp_path: Path, point: int, is_exact: bool
+) -> None:
+    """The caller dies: coordinator and workers follow, and the next call continues."""
+    record = tmp_path / "record"
+    caller = start(server, key, big, record, point, is_exact)
+    children = caller.process.children(recursive=True)
+    assert len(children) == 3
+    caller.end()
+    all_gone(children)
+    rerun_and_check(server, key, big, record)
+
+
+@pytest.mark.parametrize(("point", "is_exact"), POINTS)
+def test_a_killed_coordinator_is_an_error_and_loses_nothing(
+    server: LocalObs, key: str, big: Path, tmp_path: Path, point: int, is_exact: bool
+) -> None:
+    """The coordinator dies: the workers follow, the caller gets a clear error, and the next call continues."""
+    record = tmp_path / "record"
+    caller = start(server, key, big, record, point, is_exact)
+    coordinator, workers = caller.coordinator(), caller.workers()
+    coordinator.kill()
+    said = caller.result()
+    assert said["error"] == "EngineDiedError"
+    assert "call again" in said["message"]
+    all_gone(workers)
+    rerun_and_check(server, key, big, record)
+
+
+@pytest.mark.parametrize(("point", "is_exact"), POINTS)
+def test_a_killed_worker_is_replaced(
+    server: LocalObs, key: str, big: Path, tmp_path: Path, point: int, is_exact: bool
+) -> None:
+    """A worker dies: its parts are sent by another, and the caller notices nothing."""
+    record = tmp_path / "record"
+    caller = start(server, key, big, record, point, is_exact)
+    state = peek(str(record))
+    assert state is not None
+    recorded = set(state.parts)
+    worker = random.Random(SEED + point).choice(caller.workers())
+    server.set_faults([])
+    worker.kill()
+    if is_exact:  # the other worker's requests were stalled, too: it must not wait for them for a minute
+        for other in caller.workers():
+            if other.pid != worker.pid and other.is_running():
+                other.kill()
+    said = caller.result()
+    assert said.get("status") == 200, said
+    counts = acknowledged(server, key)
+    assert all(counts[part] == 1 for part in recorded)
+    assert set(counts) == set(range(1, PARTS + 1))
+    check_object(server, key, big, record)
