@@ -62,16 +62,16 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def client_arguments(server: LocalObs, **more: Any) -> dict[str, Any]:
+def client_arguments(obs: LocalObs, **more: Any) -> dict[str, Any]:
     """Constructor arguments for a client of the server."""
     return {
-        "access_key_id": server.access_key, "secret_access_key": server.secret_key, "server": server.url,
+        "access_key_id": obs.access_key, "secret_access_key": obs.secret_key, "server": obs.url,
     } | more  # fmt: skip
 
 
-def client_of(server: LocalObs, **more: Any) -> ObsClient:
+def client_of(obs: LocalObs, **more: Any) -> ObsClient:
     """A client of the server."""
-    return ObsClient(**client_arguments(server, **more))
+    return ObsClient(**client_arguments(obs, **more))
 
 
 def fetch(server: LocalObs, request: requests.Request) -> bytes:
@@ -92,9 +92,10 @@ def is_equal(server: LocalObs, bucket: str, key: str, path: Path) -> bool:
     return hashlib.sha256(object_of(server, bucket, key)).digest() == hashlib.sha256(path.read_bytes()).digest()
 
 
-def open_uploads(server: LocalObs, bucket: str) -> int:
-    """Multipart uploads that are neither completed nor aborted."""
-    return fetch(server, requests.Request("ListUploads", "GET", bucket, query=(("uploads", None),))).count(b"<Upload>")
+def open_uploads(server: LocalObs, bucket: str, key: str) -> int:
+    """Multipart uploads of a key that are neither completed nor aborted."""
+    listing = fetch(server, requests.Request("ListUploads", "GET", bucket, query=(("uploads", None),)))
+    return listing.count(f"<Key>{key}</Key>".encode())
 
 
 def acknowledged(server: LocalObs, key: str) -> Counter[int]:

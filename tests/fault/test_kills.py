@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import Caller, acknowledged, client_arguments, is_alive, is_equal, make_file, open_uploads, wait_until
 
+from harness import Caller, acknowledged, client_arguments, is_alive, is_equal, make_file, open_uploads, wait_until
 from obs_engine.checkpoint.journal import peek
 from obs_engine.testing import LocalObs
 
@@ -57,7 +57,7 @@ def rerun_and_check(server: LocalObs, key: str, source: Path, record: Path) -> N
 
 def check_object(server: LocalObs, key: str, source: Path, record: Path) -> None:
     assert is_equal(server, "bench", key, source)
-    assert open_uploads(server, "bench") == 0
+    assert open_uploads(server, "bench", key) == 0
     assert not record.exists()
 
 

@@ -474,12 +474,14 @@ def test_expect_100_continue(client: Client, local: LocalObs) -> None:
 def test_pipelined_requests_are_answered_in_order(client: Client, local: LocalObs) -> None:
     """Requests that come together, bodies included and cut anywhere, are answered one by one."""
     data = b"z" * 700_000
+    first = Request("GetObject", "GET", BUCKET, "pipe", headers=(("Range", "bytes=0-3"),))
+    last = Request("GetObject", "GET", BUCKET, "pipe", headers=(("Range", "bytes=-2"),))
     bytes_of = [
         client.raw(Request("PutObject", "PUT", BUCKET, "pipe", body_length=len(data))) + data,
-        client.raw(Request("GetObject", "GET", BUCKET, "pipe", headers=(("Range", "bytes=0-3"),))),
+        client.raw(first),
         client.raw(head_object(BUCKET, "absent")),
-        client.raw(Request("GetObject", "GET", BUCKET, "pipe", headers=(("Range", "bytes=-2"),)), [("Connection", "close")]),
-    ]  # fmt: skip
+        client.raw(last, [("Connection", "close")]),
+    ]
     with connect(local) as sock:
         stream = b"".join(bytes_of)
         for cut in range(0, len(stream), 99_991):

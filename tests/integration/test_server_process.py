@@ -413,7 +413,9 @@ def test_a_fault_may_be_corruption(faulty: LocalObs) -> None:
     client = Client(faulty)
     data = b"x" * 1001
     etag = f'"{hashlib.md5(data).hexdigest()}"'
-    faulty.set_faults([{"key": "bytes", "corrupt": "stored", "times": 1}, {"key": "etag", "corrupt": "etag", "times": 1}])
+    faulty.set_faults(
+        [{"key": "bytes", "corrupt": "stored", "times": 1}, {"key": "etag", "corrupt": "etag", "times": 1}]
+    )
     assert client.put("bytes", data)[1]["etag"] == etag
     assert client.get("bytes") == b"x" * 500 + b"y" + b"x" * 500
     wrong = client.put("etag", data)[1]["etag"]

@@ -95,7 +95,7 @@ def test_every_flipped_byte_is_noticed() -> None:
         try:
             found = recover(bytes(damaged), "the-journal")
         except (JournalDamagedError, JournalVersionError) as error:
-            assert "the-journal" in str(error)
+            assert "the-journal" in str(error)  # noqa: PT017 - most flips raise, some need not
         else:
             assert offset >= last, f"offset {offset} went unnoticed"
             assert found.state == fold_all(RECORDS[:-1])
@@ -111,7 +111,8 @@ def test_damage_names_its_place() -> None:
 
 def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     """A file that is no journal, or one of a later version, is never written to."""
-    for content, word in [(b'{"bucketName": "b"}', "another file"), (header(2), "version 1, found 2"), (b"x", "another")]:
+    cases = [(b'{"bucketName": "b"}', "another file"), (header(2), "version 1, found 2"), (b"x", "another")]
+    for content, word in cases:
         path = tmp_path / "j"
         path.write_bytes(content)
         with pytest.raises(JournalVersionError, match=word):
@@ -167,7 +168,7 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: p
     before = path.read_bytes()
     really = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: really(fd, data[:5], offset))
-    with pytest.raises(JournalError, match="No space left.*free the disk"):
+    with pytest.raises(JournalError, match=r"No space left.*free the disk"):
         journal.append(Initiated("U"))
     monkeypatch.undo()
     assert path.read_bytes() == before

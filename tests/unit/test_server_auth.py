@@ -167,8 +167,9 @@ def test_signed_urls_are_accepted_until_they_expire() -> None:
     encoded = sign_sha1(KEYS.secret_access_key, text).replace("+", "%2B").replace("=", "%3D")
     v2 = f"GET /bkt/k?{query}{encoded} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 
+    scope = f"{KEYS.access_key_id}/20260901/r/s3/aws4_request"
     pairs = [
-        ("X-Amz-Algorithm", "AWS4-HMAC-SHA256"), ("X-Amz-Credential", f"{KEYS.access_key_id}/20260901/r/s3/aws4_request"),
+        ("X-Amz-Algorithm", "AWS4-HMAC-SHA256"), ("X-Amz-Credential", scope),
         ("X-Amz-Date", "20260901T120000Z"), ("X-Amz-Expires", "60"), ("X-Amz-SignedHeaders", "host"),
     ]  # fmt: skip
     canonical = canonical_request("GET", "/bkt/k", pairs, [("host", "127.0.0.1")], ["host"], "UNSIGNED-PAYLOAD")

@@ -27,7 +27,7 @@ SCHEME = "obs://"
 @click.command()
 @click.argument("file", type=click.Path())
 @click.argument("target", metavar="obs://BUCKET/KEY")
-@click.option("--endpoint", envvar="OBS_ENDPOINT", required=True, help="The service, e.g. https://obs.x.com. [$OBS_ENDPOINT]")
+@click.option("--endpoint", envvar="OBS_ENDPOINT", required=True, help="E.g. https://obs.x.com; or $OBS_ENDPOINT.")
 @click.option("--access-key", envvar="OBS_ACCESS_KEY_ID", default="", help="Better in $OBS_ACCESS_KEY_ID.")
 @click.option("--secret-key", envvar="OBS_SECRET_ACCESS_KEY", default="", help="Better in $OBS_SECRET_ACCESS_KEY.")
 @click.option("--security-token", envvar="OBS_SECURITY_TOKEN", help="Better in $OBS_SECURITY_TOKEN.")

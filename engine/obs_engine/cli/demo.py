@@ -38,7 +38,7 @@ _DEADLINE_S = 600
 
 @click.command()
 @click.option("--file", type=click.Path(exists=True, dir_okay=False), help="Upload this file instead of a made one.")
-@click.option("--size-mib", type=click.IntRange(1), default=GIB // MIB, show_default=True, help="Size of the made file.")
+@click.option("--size-mib", type=click.IntRange(1), default=GIB // MIB, show_default=True, help="Of the made file.")
 def demo(file: str | None, size_mib: int) -> None:
     """Upload, kill half-way, resume, verify: against a local server."""
     from obs_engine.testing import LocalObs
@@ -64,10 +64,11 @@ def demo(file: str | None, size_mib: int) -> None:
             console.print("   " + said.strip())
             again = sorted(part for part in stored if _stored_parts(server)[part] > 1) if killed else []
             resumed = len(stored) - len(again)
-            console.print(
-                f"   [bold]{resumed if killed else 0} parts resumed, {parts - resumed if killed else parts} sent by this "
-                f"run[/], of which {len(again)} had reached the service but not yet the journal"
-            )
+            if killed:
+                console.print(
+                    f"   [bold]{resumed} parts resumed, {parts - resumed} sent by this run[/], {len(again)} of them "
+                    "again: they had reached the service, but not yet the journal"
+                )
             console.print("4. Read the object back and compare SHA-256")
             here, there = _sha256_of_file(source), _sha256_of_object(server)
             console.print(f"   file   {here}\n   object {there}")

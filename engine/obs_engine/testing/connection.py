@@ -28,7 +28,7 @@ from obs_engine.testing.log import RequestLog
 from obs_engine.testing.operations import Operations
 from obs_engine.testing.replies import FileSpan, Refusal, Reply
 
-BUFFER_BYTES = 512 * 1024
+BUFFER_BYTES = 1024 * 1024
 """Per receiving connection. Large enough that a turn's system calls are few, small enough that the bytes are still in
 the processor's cache when they are hashed and written; measured in bench."""
 

@@ -85,7 +85,7 @@ class Upload:
         self._identity = FileIdentity(0, 0, 0, 0, 0)
         self._plan = PartPlan(0, 1)
         self._started_s = time.monotonic()
-        self._progress_s = 0.0
+        self._progress_timer: asyncio.TimerHandle | None = None
         self._parts_resumed = 0
         self._parts_sent = 0
         self._part_attempts = 0
@@ -121,8 +121,9 @@ class Upload:
             raise
         finally:
             self._session.close()
-            if self._sync_timer is not None:
-                self._sync_timer.cancel()
+            for timer in (self._sync_timer, self._progress_timer):
+                if timer is not None:
+                    timer.cancel()
             self._sync_failure.cancel()
             self._journal.sync()
             self._journal.close()
@@ -159,11 +160,7 @@ class Upload:
         path = request.checkpoint_file
         target = (str(request.target.endpoint), request.bucket, request.key)
         if request.is_default_record:
-            held = peek(path)
-            if held is not None and held.binding is not None and held.binding.target != target:
-                # Why: the SDK lets two uploads of one file share a record, and each destroys the other's progress.
-                suffix = hashlib.blake2b("\0".join(target).encode(), digest_size=4).hexdigest()
-                path = f"{path}.{suffix}"
+            path = _default_record(path, target)
         journal = Journal(path, is_power_safe=request.engine.durability == "power")
         held_by = journal.state.binding
         if held_by is not None and held_by.target != target:
@@ -318,13 +315,18 @@ class Upload:
                 self._sync_failure.set_exception(error)
 
     def _show_progress(self, *, is_forced: bool = False) -> None:
-        now_s = time.monotonic()
-        if is_forced or now_s - self._progress_s >= PROGRESS_INTERVAL_S:
-            self._progress_s = now_s
-            stored = self._state
-            self._tell(
-                Progress(stored.stored_bytes(), self._plan.size_bytes, len(stored.parts), self._plan.part_count)
-            )
+        """Tells the caller what is stored: at once if forced, else at most every `PROGRESS_INTERVAL_S`."""
+        if not is_forced:
+            if self._progress_timer is None:
+                loop = asyncio.get_running_loop()
+                self._progress_timer = loop.call_later(PROGRESS_INTERVAL_S, self._show_progress_later)
+            return
+        stored = self._state
+        self._tell(Progress(stored.stored_bytes(), self._plan.size_bytes, len(stored.parts), self._plan.part_count))
+
+    def _show_progress_later(self) -> None:
+        self._progress_timer = None
+        self._show_progress(is_forced=True)
 
     # --- the object ---------------------------------------------------------------------------------------------
 
@@ -483,6 +485,18 @@ class Upload:
     @property
     def _what(self) -> str:
         return f"{self._request.bucket}/{self._request.key}"
+
+
+def _default_record(path: str, target: tuple[str, str, str]) -> str:
+    """Where the record of this target is kept: `path`, or beside it where another target of the same file has it.
+
+    Why: the SDK lets two uploads of one file share a record, and each destroys the other's progress.
+    """
+    own = f"{path}.{hashlib.blake2b(chr(0).join(target).encode(), digest_size=4).hexdigest()}"
+    if os.path.exists(own):
+        return own
+    held = peek(path)
+    return path if held is None or held.binding is None or held.binding.target == target else own
 
 
 def _difference(held: Binding, now: Binding) -> str | None:

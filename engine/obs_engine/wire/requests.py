@@ -101,7 +101,8 @@ def complete(
         parts: (part number, ETag exactly as the service gave it), in ascending order of the number.
     """
     items = "".join(
-        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag or '', quote=False)}</ETag></Part>" for number, etag in parts
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag or '', quote=False)}</ETag></Part>"
+        for number, etag in parts
     )
     body = f"<CompleteMultipartUpload>{items}</CompleteMultipartUpload>".encode()
     query = (("uploadId", upload_id), *_encoding(encoding_type))
