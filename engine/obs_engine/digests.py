@@ -33,11 +33,11 @@ def _announce() -> None:
 
 
 def _as_bytes(data: Buffer) -> memoryview | bytes:
-    """The bytes of a buffer, without a copy where they are."""
+    """The bytes of a buffer, without a copy where its items are bytes."""
     view = memoryview(data)
     if not view.c_contiguous:
         raise BufferError("digests: expected a C-contiguous buffer, found one with gaps; copy it to bytes first")
-    return view.cast("B") if view.nbytes else b""
+    return view if view.format == "B" and view.ndim == 1 else view.tobytes()
 
 
 def _word(number: SupportsIndex, what: str) -> int:
@@ -137,26 +137,18 @@ def _python_crc64_combine(crc_a: SupportsIndex, crc_b: SupportsIndex, length_b: 
     return carried ^ crc_b
 
 
-if TYPE_CHECKING:
-    from obs_engine._native import Md5
-
-    is_native: bool
-    _kernel: str
-    _md5_update_many = _python_md5_update_many
-    _crc64 = _python_crc64
-    _crc64_combine = _python_crc64_combine
-else:
-    try:
-        from obs_engine._native import Md5, kernels
-        from obs_engine._native import crc64 as _crc64
-        from obs_engine._native import crc64_combine as _crc64_combine
-        from obs_engine._native import md5_update_many as _md5_update_many
-    except ImportError as _error:
+try:
+    from obs_engine._native import Md5, kernels
+    from obs_engine._native import crc64 as _crc64
+    from obs_engine._native import crc64_combine as _crc64_combine
+    from obs_engine._native import md5_update_many as _md5_update_many
+except ImportError as _error:
+    is_native, _kernel = False, f"python: no native module ({_error})"
+    if not TYPE_CHECKING:  # a checker sees the C core's types; the twins keep the same promises
         Md5, _md5_update_many = _PythonMd5, _python_md5_update_many
         _crc64, _crc64_combine = _python_crc64, _python_crc64_combine
-        is_native, _kernel = False, f"python: no native module ({_error})"
-    else:
-        is_native, _kernel = True, kernels()[0]
+else:
+    is_native, _kernel = True, kernels()[0]
 
 
 def kernel() -> str:
@@ -180,7 +172,7 @@ def md5_update_many(hashers: Sequence[Md5], buffers: Sequence[Buffer]) -> None:
         BufferError: a buffer with gaps.
         RuntimeError: another thread is updating one of the hashers.
     """
-    _md5_update_many(hashers, buffers)  # type: ignore[arg-type]  # the checker sees the twin, whose Md5 is its own
+    _md5_update_many(hashers, buffers)
 
 
 def crc64(data: Buffer, value: SupportsIndex = 0) -> int:

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from obs_engine.digests import crc64
 from obs_engine.testing import LocalObs
-from obs_engine.testing._digests import crc64
 from obs_engine.wire.endpoint import Query, parse_endpoint
 from obs_engine.wire.requests import (
     FinishedRequest,

@@ -9,9 +9,8 @@ import errno
 import hashlib
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from typing import Any
 
-from obs_engine.testing._digests import Md5, crc64, md5_update_many
+from obs_engine.digests import Md5, crc64, md5_update_many
 from obs_engine.testing.calls import Call
 from obs_engine.testing.replies import Refusal
 from obs_engine.testing.store import Incoming
@@ -35,7 +34,7 @@ class Body:
         self.incoming = incoming
         self.failure: OSError | None = None
         self.memory = bytearray()
-        self.md5: Any = Md5() if incoming is not None or "content-md5" in call.head.fields else None
+        self.md5: Md5 | None = Md5() if incoming is not None or "content-md5" in call.head.fields else None
         self._expected_md5 = call.head.fields.get("content-md5")
         self._expected_sha256 = call.payload_sha256
         self.sha256 = hashlib.sha256() if call.payload_sha256 is not None else None

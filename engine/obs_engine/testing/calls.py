@@ -27,6 +27,7 @@ class Call:
         encoded_key: the key as it stands in the path.
         addressing: how the bucket was named.
         domain: the Host header without its port.
+        part_number: None where the query names none, or no number.
         kind: the signature's kind, `obs` until one is verified.
         is_signed: True once a signature was verified.
         payload_sha256: the hex digest that the body must have; None where the client promised none.
@@ -39,6 +40,7 @@ class Call:
     encoded_key: str | None
     addressing: Addressing
     domain: str
+    part_number: int | None = None
     kind: SignatureKind = "obs"
     is_signed: bool = False
     payload_sha256: str | None = None
@@ -60,12 +62,6 @@ class Call:
         fields = self.head.fields
         value = fields.get(self.prefix + name)
         return value if value is not None else fields.get(("x-amz-" if self.kind == "obs" else "x-obs-") + name)
-
-    @property
-    def part_number(self) -> int | None:
-        """The part number where it is a number at all."""
-        text = self.argument("partNumber")
-        return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def understand(head: Head, cnames: Mapping[str, str]) -> Call:
@@ -95,6 +91,9 @@ def understand(head: Head, cnames: Mapping[str, str]) -> Call:
         raise Refusal(400, "InvalidURI", "The key in the path is not UTF-8.") from None
     call = Call(head, "Unsupported", bucket or None, key, encoded_key or None, addressing, domain)
     call.operation = _operation(call)
+    number = call.argument("partNumber")
+    if number and number.isascii() and number.isdigit() and len(number) < 10:
+        call.part_number = int(number)
     return call
 
 

@@ -29,8 +29,10 @@ from obs_engine.testing.operations import Operations
 from obs_engine.testing.replies import FileSpan, Refusal, Reply
 
 BUFFER_BYTES = 1024 * 1024
-"""Per receiving connection. Large enough that a turn's system calls are few, small enough that the bytes are still in
-the processor's cache when they are hashed and written; measured in bench."""
+"""Per connection that is receiving; idle ones hold none.
+
+Why this size: with eight connections 128 KiB cost a third of the speed to system calls, 2 MiB gained a tenth for twice
+the memory (measured, 9 MB parts, MD5 in lanes)."""
 
 LINGER_S = 5.0
 """How long a connection that was answered early goes on reading, so that the client sees the answer and no reset."""

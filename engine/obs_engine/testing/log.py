@@ -1,5 +1,17 @@
 """The request log: one JSON line for each request, at its end. Never a secret, never a signature.
 
+    time         seconds since 1970, when the head was in
+    connection   its number, from 1
+    operation    as in `wire.requests` (Initiate, UploadPart, Complete, …); Unsupported; Unreadable where the head is
+    method, path, bucket, key, part_number, upload_id   as asked; None where absent
+    status, code what was answered, the code None for a success; None and ConnectionLost where no reply went out whole
+    bytes_in     of the body, after its framing
+    bytes_out    of the reply, its head included
+    seconds      from head to the end of the reply
+    signature    obs, v2 or v4 where one was verified
+    fault        the action of the fault rule that was met
+    request_id   the reply's x-obs-request-id
+
 Lines are collected and written once per turn of the server's loop, before the turn's end is visible to anyone.
 """
 

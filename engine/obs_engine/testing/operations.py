@@ -14,8 +14,8 @@ from itertools import pairwise
 from urllib.parse import quote
 
 from obs_engine import limits
+from obs_engine.digests import crc64_combine
 from obs_engine.testing import xml
-from obs_engine.testing._digests import crc64_combine
 from obs_engine.testing.bodies import MEMORY_MAX_BYTES, Body, check_promises
 from obs_engine.testing.calls import Call
 from obs_engine.testing.listing import number_argument, page_of
@@ -42,8 +42,6 @@ _ECHOED = (
     "server-side-encryption-aws-kms-key-id",
     "server-side-encryption-customer-algorithm",
     "server-side-encryption-customer-key-MD5",
-    "expires",
-    "tagging",
 )
 _SSE = tuple(name for name in _ECHOED if name.startswith("server-side"))
 _V2_CLASSES = {"STANDARD_IA": "WARM", "GLACIER": "COLD"}
@@ -54,11 +52,13 @@ class Operations:
     """The rules, over one store.
 
     Args:
+        scheme: of the addresses that replies name.
         owner_id: the account's id in listings.
     """
 
-    def __init__(self, store: Store, owner_id: str = "obs-engine") -> None:
+    def __init__(self, store: Store, scheme: str = "http", owner_id: str = "obs-engine") -> None:
         self._store = store
+        self._scheme = scheme
         self._owner = xml.wrap("Owner", xml.element("ID", owner_id), xml.element("DisplayName", owner_id))
         self._finish: dict[str, Callable[[Call, Body], Reply]] = {
             "ApiVersion": self._api_version,
@@ -318,9 +318,8 @@ class Operations:
                 extra=[("ExpectedDigest", promised), ("CalculatedDigest", str(crc))],
             )  # fmt: skip
         stored = self._store.complete(bucket, upload, parts, f"{joined.hexdigest()}-{len(parts)}", crc)
-        scheme_host = call.head.fields.get("host", "")
-        path = call.head.path
-        inner = [xml.element("Location", f"http://{scheme_host}{path}"), xml.element("Bucket", bucket.name),
+        location = f"{self._scheme}://{call.head.fields.get('host', '')}{call.head.path}"
+        inner = [xml.element("Location", location), xml.element("Bucket", bucket.name),
                  xml.element("Key", _speller(call)(stored.key)), xml.element("ETag", f'"{stored.etag}"'),
                  *_encoding(call)]  # fmt: skip
         reply = _document("CompleteMultipartUploadResult", inner, call)

@@ -67,7 +67,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._tls = _tls_context(settings.tls_cert, settings.tls_key)
         self._store = Store(settings.data, self.now)
-        self.operations = Operations(self._store)
+        self.operations = Operations(self._store, "https" if self._tls else "http")
         for name in settings.buckets:
             if name not in self._store.buckets:
                 self._store.create_bucket(name)
