@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -144,8 +145,7 @@ class ObsClient:
             connect_timeout_s=float(self._options.connect_timeout_s or timeout),
             is_verified=bool(ssl_verify),
             ca_file=_ca_file(ssl_verify) if endpoint.scheme == "https" and ssl_verify else None,
-            upload_buffer_bytes=self._options.upload_buffer_bytes
-            or (512 * KIB if endpoint.scheme == "https" else MIB),
+            upload_buffer_bytes=self._options.upload_buffer_bytes or 0,  # 0: chosen for each upload
         )
         self._launcher = Launcher()
 
@@ -268,9 +268,14 @@ class ObsClient:
             common_headers=_extension_headers(extension_headers),
             encoding_type=encoding_type,
             max_retry_count=self._max_retry_count,
-            transport=self._transport,
+            transport=replace(self._transport, upload_buffer_bytes=self._upload_buffer_bytes(task_num)),
             engine=self._options,
         )
+
+    def _upload_buffer_bytes(self, task_num: int) -> int:
+        """libcurl's buffer for each connection: what was measured best, less where many would cost memory."""
+        best = 512 * KIB if self._target.endpoint.scheme == "https" else MIB
+        return self._options.upload_buffer_bytes or max(64 * KIB, min(best, 64 * MIB // task_num))
 
     def _result(self, request: UploadRequest, reply: Reply, report: UploadReport) -> GetResult:
         result = GetResult(

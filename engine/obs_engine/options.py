@@ -19,7 +19,7 @@ class EngineOptions:
         processes: workers, 1-256; None takes the cores that this process may use, at most 8. An upload never
             uses more workers than its `taskNum`.
         upload_buffer_bytes: libcurl's buffer for each connection, 16 KiB to 2 MiB; None takes 1 MiB on plain
-            connections and 512 KiB on TLS (measured; see DESIGN.md).
+            connections and 512 KiB on TLS, and less from 64 parts in flight on (see DESIGN.md).
         durability: "power": the journal's promises hold through a power loss; "crash": through a kill only.
         sync_interval_s: with "power", at most this long lie between a part's record and its sync, 0.01-60.
         check_bucket: send HEAD bucket before Initiate, as the official SDK does. Off by default: Initiate itself

@@ -68,6 +68,12 @@ def interrupted(server: LocalObs, key: str, source: Path, stored: int, **named: 
     return Path(caught.value.checkpoint_file)
 
 
+def recorded_parts(source: Path) -> int:
+    """Parts in the file's default record."""
+    state = peek(f"{source}.upload_record")
+    return len(state.parts) if state is not None else 0
+
+
 # --- fresh uploads ----------------------------------------------------------------------------------------------
 
 
@@ -536,7 +542,7 @@ def test_ctrl_c_gives_up_what_is_in_flight_and_keeps_the_rest(server: LocalObs, 
     """KeyboardInterrupt within a second, no process left, and the next call continues."""
     server.set_faults([{"operation": "UploadPart", "nth": list(range(11, 99)), "stall": True}])
     caller = Caller(client_arguments(server), upload_arguments(key, source))
-    wait_until(lambda: len(acknowledged(server, key)) == 10, "ten parts")
+    wait_until(lambda: recorded_parts(source) == 10, "ten parts")
     children = caller.process.children(recursive=True)
     caller.process.send_signal(signal.SIGINT)
     wait_until(lambda: not any(map(is_alive, [caller.process, *children])), "the end of all", deadline_s=2)

@@ -177,6 +177,8 @@ class Connection:
         if is_reset:
             with contextlib.suppress(OSError):
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if self._exchange is not None and self._state is State.BODY:
+            self._exchange.bytes_in += min(self._exchange.remaining, self._end - self._start)
         self._end_exchange(is_answered=False)
         self._state = State.CLOSED
         self._loop.watch(self, 0)

@@ -27,6 +27,8 @@ from obs_engine.transfer.messages import (
 from obs_engine.transfer.worker import run_worker
 
 _RECEIVE_BYTES = 1 << 20
+CONNECTIONS_PER_WORKER_MAX = 256
+"""Well below the usual limit of 1,024 descriptors a process."""
 
 
 class WorkerDied(Exception):
@@ -74,15 +76,16 @@ class WorkerPool:
 class Session:
     """One upload's use of the pool.
 
-    Invariant: a slot holds at most its share of `task_num`, and the shares add up to `task_num`; as a worker keeps
-    one connection for each task in flight, the upload opens no more than `task_num`.
+    Invariant: a slot holds at most its share, and the shares add up to `limit`, which is at most `task_num`; as a
+    worker keeps one connection for each task in flight, the upload opens no more than that.
     """
 
     def __init__(self, pool: WorkerPool, upload: int, task_num: int) -> None:
         self._pool = pool
         self.upload = upload
         used = min(pool.size, task_num)
-        self._shares = [task_num // used + (slot < task_num % used) for slot in range(used)]
+        self.limit = min(task_num, used * CONNECTIONS_PER_WORKER_MAX)
+        self._shares = [self.limit // used + (slot < self.limit % used) for slot in range(used)]
         self._loads = [0] * used
         self._opened: dict[int, _WorkerHandle] = {}
         self._open_message: OpenUpload | None = None

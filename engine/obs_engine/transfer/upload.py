@@ -229,7 +229,7 @@ class Upload:
                 assert isinstance(outcome, HashDone)
                 digests[index] = bytes.fromhex(outcome.digest)
 
-        await _all(hash_blocks() for _ in range(min(self._request.task_num, self._session.slots)))
+        await _all(hash_blocks() for _ in range(self._session.slots))
         return xxh3_128(b"".join(digests)).digest()
 
     async def _check_bucket(self) -> None:
@@ -272,7 +272,7 @@ class Upload:
             for part_number in missing:
                 await self._send_part(part_number)
 
-        count = min(self._request.task_num, self._plan.part_count - len(self._state.parts))
+        count = min(self._session.limit, self._plan.part_count - len(self._state.parts))
         assert self._sync_failure is not None
         await _all((send_parts() for _ in range(count)), self._sync_failure)
         return await self._complete()
