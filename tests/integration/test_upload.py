@@ -512,6 +512,7 @@ def test_the_documents_example_works_without_a_main_guard(
     server: LocalObs, key: str, source: Path, tmp_path: Path
 ) -> None:
     """A script, run as a file, at module level, from another directory, with modules of unlucky names beside it."""
+    (tmp_path / "asyncio.py").write_text("raise RuntimeError('the engine imported a module of the script')")
     script = tmp_path / "example.py"
     script.write_text(
         "import os, traceback\n"

@@ -64,6 +64,7 @@ class SwiftS3:
         virtual_url: the same with `localhost`, so that `bucket.localhost` names a bucket: libcurl resolves every such
             name to this machine.
         access_key, secret_key, region: what it accepts.
+        room: its temporary folder; None before the start.
 
     Raises:
         SwiftFailed: it did not get ready.
@@ -84,7 +85,7 @@ class SwiftS3:
         self._tls = tuple(os.path.abspath(path) for path in tls) if tls else None
         self._part_min_bytes = part_min_bytes
         self._process: subprocess.Popen[bytes] | None = None
-        self._room: Path | None = None
+        self.room: Path | None = None
         self._port = 0
 
     @property
@@ -103,10 +104,10 @@ class SwiftS3:
 
     def log(self, last_bytes: int = 8000) -> str:
         """The end of what the servers had to say: one line for each request, and every traceback."""
-        if self._room is None:
+        if self.room is None:
             return ""
         with contextlib.suppress(OSError):
-            return (self._room / "log").read_bytes()[-last_bytes:].decode(errors="replace")
+            return (self.room / "log").read_bytes()[-last_bytes:].decode(errors="replace")
         return ""
 
     def create_bucket(self, name: str) -> None:
@@ -131,10 +132,11 @@ class SwiftS3:
         except HTTPError as refused:
             body = refused.read().decode(errors="replace")
             if "BucketAlreadyOwnedByYou" not in body:
-                raise SwiftFailed(f"bucket {name!r}: expected 200, found {refused.code}: {body}\n{self.log()}") from None
+                found = f"{refused.code}: {body}\n{self.log()}"
+                raise SwiftFailed(f"bucket {name!r}: expected 200, found {found}") from None
 
     def __enter__(self) -> SwiftS3:
-        self._room = Path(tempfile.mkdtemp(prefix="swift-judge-"))
+        self.room = Path(tempfile.mkdtemp(prefix="swift-judge-"))
         try:
             self._start()
             for name in self._buckets:
@@ -162,28 +164,28 @@ class SwiftS3:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if self._room is not None:
-            shutil.rmtree(self._room, ignore_errors=True)
+        if self.room is not None:
+            shutil.rmtree(self.room, ignore_errors=True)
 
     @property
     def _scheme(self) -> str:
         return "https" if self._tls else "http"
 
     def _start(self) -> None:
-        assert self._room is not None
+        assert self.room is not None
         reason = skip_reason()
         if reason:
             raise SwiftFailed(reason)
-        with open(self._room / "log", "wb") as log:
+        with open(self.room / "log", "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", _BOOT, str(_PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                cwd=self._room,
+                [sys.executable, "-W", "ignore", "-c", _BOOT, str(_PROGRAM)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=self.room,
                 start_new_session=True,  # Why: ^C in a terminal is for the test, which then closes this pipe.
             )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         settings = {
-            "room": str(self._room), "parent": os.getpid(), "access_key": self.access_key,
+            "room": str(self.room), "parent": os.getpid(), "access_key": self.access_key,
             "secret_key": self.secret_key, "region": self.region, "domain": "localhost", "tls": self._tls,
             "part_min_bytes": self._part_min_bytes,
         }  # fmt: skip
@@ -195,7 +197,8 @@ class SwiftS3:
         line = self._process.stdout.readline() if ready else b""
         if not line:
             waited_s = time.monotonic() - began_s
-            raise SwiftFailed(f"Swift: expected it ready, found its end or silence after {waited_s:.1f} s\n{self.log()}")
+            found = f"its end or silence after {waited_s:.1f} s\n{self.log()}"
+            raise SwiftFailed(f"Swift: expected it ready, found {found}")
         self._port = int(line)
 
 

@@ -41,7 +41,7 @@ _PROXY = """
 swift_dir = {room}
 log_custom_handlers = __main__.log_to_stderr
 [pipeline:main]
-pipeline = catch_errors gatekeeper listing_formats s3api tempauth copy slo dlo versioned_writes symlink proxy-server
+pipeline = catch_errors gatekeeper listing_formats s3api tempauth slo proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
@@ -62,20 +62,11 @@ min_segment_size = {part_min_bytes}
 [filter:tempauth]
 use = egg:swift#tempauth
 user_{user} = {secret_key} .admin
-[filter:copy]
-use = egg:swift#copy
 [filter:slo]
 use = egg:swift#slo
 max_manifest_segments = 10000
 minimum_segment_size = 1
-[filter:dlo]
-use = egg:swift#dlo
-[filter:versioned_writes]
-use = egg:swift#versioned_writes
-allow_object_versioning = true
-[filter:symlink]
-use = egg:swift#symlink
-"""  # noqa: E501 (a pipeline is one line)
+"""
 
 _SWIFT = """
 [swift-hash]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -63,6 +64,23 @@ def test_identity_follows_links_and_sees_changes(tmp_path: Path) -> None:
     assert not identify(str(path)).is_same_content(first)
 
 
+def test_a_window_keeps_only_the_pages_in_use(tmp_path: Path) -> None:
+    """Read front to back, a large window costs the process little; going back shows the same bytes."""
+    size, step = 64 * MIB, MIB
+    path = tmp_path / "f"
+    with path.open("wb") as file:
+        file.truncate(size)
+    with path.open("rb") as file:
+        window = Window(file.fileno(), 3, size - 3)
+        for offset in range(0, len(window), step):
+            assert sum(window[offset : offset + 16]) == 0
+        mapped = re.search(rf"{path}\n(?:.*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text())
+        assert mapped
+        assert int(mapped.group(1)) < 8 * 1024
+        assert window[0:5] == bytes(5)
+        window.close()
+
+
 def test_what_is_no_file_is_refused_by_its_kind(tmp_path: Path) -> None:
     """A missing file, a directory, a FIFO and a socket each get their own words, at once."""
     with pytest.raises(SourceNotFoundError, match="found nothing"):
@@ -98,7 +116,8 @@ def test_windows_show_exactly_their_bytes(tmp_path: Path) -> None:
     with path.open("rb") as file:
         for offset, length in [(0, 0), (0, 1), (1, 1), (4095, 2), (4097, 9000), (0, len(data)), (len(data), 0)]:
             window = Window(file.fileno(), offset, length)
-            assert bytes(window.view) == data[offset : offset + length]
+            assert bytes(window[0:length]) == data[offset : offset + length]
+            assert len(window) == length
             window.close()
             window.close()
         with pytest.raises(SourceChangedError, match="was cut"):

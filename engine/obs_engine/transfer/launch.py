@@ -21,7 +21,7 @@ from obs_engine.errors import ClientClosedError, EngineDiedError
 from obs_engine.transfer.messages import Decoder, UploadRequest, encode
 
 _BOOT = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
+    "import sys, json; sys.path += json.loads(sys.argv[2]); "
     "from obs_engine.transfer.coordinator import main; main(int(sys.argv[1]))"
 )
 # What a child needs of the environment. Everything else stays out of it: keys are often kept there.
@@ -108,7 +108,7 @@ class _Coordinator:
         self.owner_pid = os.getpid()
         self._control, theirs = socket.socketpair()
         try:
-            path = json.dumps([os.path.abspath(entry) for entry in sys.path])
+            path = json.dumps(_import_path())
             utf8 = ["-X", "utf8"] if sys.flags.utf8_mode else []
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", *utf8, "-c", _BOOT, str(theirs.fileno()), path],
@@ -167,6 +167,15 @@ def _cancel(channel: socket.socket) -> None:
         channel.settimeout(_CANCEL_S)
         while channel.recv(_RECEIVE_BYTES):
             pass
+
+
+def _import_path() -> list[str]:
+    """Where the coordinator finds modules, behind the standard library: this package, then all that the host has.
+
+    Why in this order: a script may have an `asyncio.py` beside it that the host never imports, but we do.
+    """
+    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return [here, *(os.path.abspath(entry) for entry in sys.path)]
 
 
 def _environment() -> dict[str, str]:

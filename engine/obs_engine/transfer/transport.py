@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import pycurl
 
@@ -19,6 +19,14 @@ from obs_engine.wire.replies import Reply
 from obs_engine.wire.requests import FinishedRequest
 
 OnDone = Callable[[Reply | TransportError], None]
+
+
+class Body(Protocol):
+    """Bytes to send: a memoryview, or a window onto a file."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, piece: slice, /) -> memoryview: ...
+
 
 _EVENTS = {
     pycurl.POLL_IN: select.EPOLLIN,
@@ -50,7 +58,7 @@ class Transport:
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, 10_000)  # keep every connection that a full window has opened
 
-    def start(self, request: FinishedRequest, body: memoryview, options: TransportOptions, on_done: OnDone) -> object:
+    def start(self, request: FinishedRequest, body: Body, options: TransportOptions, on_done: OnDone) -> object:
         """Begins a transfer and returns a token for `cancel`.
 
         Args:
@@ -136,7 +144,7 @@ class Transport:
 class _Transfer:
     """One request on its way, and the reply as it arrives."""
 
-    def __init__(self, curl: pycurl.Curl, request: FinishedRequest, body: memoryview, on_done: OnDone) -> None:
+    def __init__(self, curl: pycurl.Curl, request: FinishedRequest, body: Body, on_done: OnDone) -> None:
         self.curl = curl
         self.request = request
         self.on_done = on_done

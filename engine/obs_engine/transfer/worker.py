@@ -36,7 +36,6 @@ from obs_engine.wire.requests import finish, upload_part, with_headers
 
 _RECEIVE_BYTES = 1 << 20
 _HASH_STEP_BYTES = 8 << 20
-_NOTHING = memoryview(b"")
 
 
 class Worker:
@@ -137,7 +136,7 @@ class Worker:
             self._say(PartStoredReply(task.task, etag) if etag else _outcome(task.task, result))
 
         finished = finish(request, known.target, known.credentials, task.now_s)
-        token = self._transport.start(finished, window.view, known.transport, done)
+        token = self._transport.start(finished, window, known.transport, done)
         upload.in_flight[task.task] = token, window
 
     def _send_request(self, task: RequestTask) -> None:
@@ -149,7 +148,7 @@ class Worker:
             self._say(_outcome(task.task, result))
 
         finished = finish(with_headers(task.request, ()), known.target, known.credentials, task.now_s)
-        token = self._transport.start(finished, memoryview(finished.body) or _NOTHING, known.transport, done)
+        token = self._transport.start(finished, memoryview(finished.body), known.transport, done)
         upload.in_flight[task.task] = token, None
 
     def _hash(self, task: HashTask) -> None:
@@ -160,7 +159,7 @@ class Worker:
             for offset in range(task.offset, task.offset + task.length, _HASH_STEP_BYTES):
                 length = min(_HASH_STEP_BYTES, task.offset + task.length - offset)
                 window = self._uploads[task.upload].window(offset, length)
-                digest.update(window.view)
+                digest.update(window[0:length])
                 window.close()
         except ObsEngineError as error:
             self._say(TaskFailed(task.task, ErrorInfo.of(error)))
