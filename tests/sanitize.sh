@@ -7,12 +7,12 @@ python=${1:-python3}
 built=$(mktemp -d)
 trap 'rm -rf "$built"' EXIT
 
-CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all" \
+# The package aside, without the checkout's own core, so that the sanitized one stands in its place.
+mkdir "$built/lib"
+cp -r engine/obs_engine "$built/lib/"
+rm -f "$built"/lib/obs_engine/_native*.so
+CFLAGS="-g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all" \
     OBS_ENGINE_STRICT=1 "$python" setup.py -q build_ext --build-lib "$built/lib" --build-temp "$built/temp"
-# The package beside the sanitized core, and before the checkout's own on the path.
-cp -r engine/obs_engine/. "$built/lib/obs_engine-sources"
-rm -f "$built"/lib/obs_engine-sources/_native*.so
-cp -r "$built/lib/obs_engine-sources/." "$built/lib/obs_engine"
 # Why no leak check: the interpreter itself leaves memory behind at its end.
 # Why malloc: Python's own allocator would hide an overrun inside its arenas.
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \

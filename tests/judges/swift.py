@@ -3,9 +3,9 @@
     with SwiftS3(buckets=["photos"]) as swift:
         client = ObsClient(swift.access_key, swift.secret_key, server=swift.url, signature="v4", region=swift.region)
 
-Swift verifies V2 and V4, path style and virtual hosts, and knows no `OBS ak:signature`. It keeps the multipart rules of
-S3, so what it accepts was not shaped after our own server. Objects live in its memory, listings in a temporary folder.
-No root, no fixed port; it ends with the block, and with this process however it ends.
+Swift verifies V2 and V4, path style and virtual hosts, and knows no `OBS ak:signature`. It keeps the multipart rules
+of S3, so what it accepts was not shaped after our own server. Objects live in its memory, listings in a temporary
+folder. No root, no fixed port; it ends with the block, and with this process however it ends.
 
 Knows: how to start, reach and end it. The other end of the pipe is `swift_process`.
 """

@@ -1,8 +1,8 @@
 """Swift's four servers in one process, on green threads, as Swift's own functional tests run them.
 
-Reads its settings, one line of JSON, from standard input; says the proxy's port on standard output when ready; logs to
-standard error. Ends when standard input closes or the parent's process does, whichever is first, and takes its folder
-along. Run by `swift.SwiftS3` alone.
+Reads its settings, one line of JSON, from standard input; says the proxy's port on standard output when ready; logs
+to standard error. Ends when standard input closes or the parent's process does, whichever is first, and takes its
+folder along. Run by `swift.SwiftS3` alone.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ user_{user} = {secret_key} .admin
 use = egg:swift#slo
 max_manifest_segments = 10000
 minimum_segment_size = 1
+rate_limit_under_size = 0
 """
 
 _SWIFT = """

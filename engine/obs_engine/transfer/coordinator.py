@@ -13,8 +13,6 @@ import os
 import socket
 from typing import Any
 
-import psutil
-
 from obs_engine.errors import EngineDiedError, ObsEngineError, UploadCancelledError
 from obs_engine.transfer.messages import Decoder, ErrorInfo, Failed, Logged, ProtocolError, UploadRequest, encode
 from obs_engine.transfer.pool import WorkerPool
@@ -176,9 +174,11 @@ class _ToCallers(logging.Handler):
 def default_processes() -> int:
     """Workers where the caller names no number: the cores that this process may use, 8 at most."""
     try:
-        cores = len(psutil.Process().cpu_affinity())
-    except (AttributeError, psutil.Error):
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        import psutil
+
+        cores = psutil.cpu_count() or 1
     return max(1, min(PROCESSES_MAX, cores))
 
 
