@@ -2,8 +2,8 @@
 
     python bench/clients.py NAME URL FILE [FILE ...]
 
-Uploads each file in turn with one client object, and says of each call, as a line of JSON, when it was made and when it
-came back. Before each call but the first the sink is reset. Only the named client is imported. Started by
+Uploads each file in turn with one client object, and says of each call, as a line of JSON, when it was made and when
+it came back. Before each call but the first the sink is reset. Only the named client is imported. Started by
 `first_light`, which does the measuring; nothing is measured in here.
 """
 
@@ -29,7 +29,7 @@ class UploadFailed(Exception):
 
 
 def raw(url: str) -> tuple[Upload, Close]:
-    """The ceiling: one connection, one PUT, `send` of 1 MiB slices of a mapping. No client can do less with `send`."""
+    """The ceiling: one connection, one PUT, `send` of 1 MiB slices of a mapping. With `send`, nobody can do less."""
     import mmap
     import os
     import socket
@@ -40,8 +40,8 @@ def raw(url: str) -> tuple[Upload, Close]:
     def upload(path: str) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         size = os.fstat(descriptor).st_size
-        head = f"PUT /{BUCKET}/{KEY}?partNumber=1&uploadId=raw HTTP/1.1\r\nHost: sink\r\nContent-Length: {size}\r\n\r\n"
-        channel.sendall(head.encode())
+        target = f"/{BUCKET}/{KEY}?partNumber=1&uploadId=raw"
+        channel.sendall(f"PUT {target} HTTP/1.1\r\nHost: sink\r\nContent-Length: {size}\r\n\r\n".encode())
         with mmap.mmap(descriptor, size, prot=mmap.PROT_READ) as mapping, memoryview(mapping) as view:
             for offset in range(0, size, RAW_SEND_BYTES):
                 with view[offset : offset + RAW_SEND_BYTES] as piece:
@@ -55,7 +55,7 @@ def raw(url: str) -> tuple[Upload, Close]:
 
 
 def _sdk(url: str, client_options: dict[str, Any], upload_options: dict[str, Any]) -> tuple[Upload, Close]:
-    from obs import ObsClient
+    from obs import ObsClient  # type: ignore[import-untyped]
 
     client = ObsClient(access_key_id="ak", secret_access_key="sk", server=url, path_style=True, **client_options)
 
@@ -88,7 +88,7 @@ CLIENTS: dict[str, Callable[[str], tuple[Upload, Close]]] = {
     "ours": lambda url: _ours(url, {}),
     "ours_checkpoint": lambda url: _ours(url, {"enableCheckpoint": True}),
 }
-NEEDS = {"sdk": "obs", "sdk_tuned": "obs", "sdk_checkpoint": "obs", "ours": "obs_engine", "ours_checkpoint": "obs_engine"}
+NEEDS = {name: "obs" if name.startswith("sdk") else "obs_engine" for name in CLIENTS if name != "raw"}
 MEANINGS = {
     "raw": "raw send(), 1 connection (the ceiling)",
     "sdk": "official SDK",

@@ -117,6 +117,7 @@ class Bench:
         self._base = folder / "base.bin"
         self._sparse = folder / "sparse.bin"
         path = [str(ROOT / "engine"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        # Why bytecode is allowed: a user's second start finds it compiled, and so shall every client here.
         self._env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": ""}
 
     def make_files(self) -> None:
@@ -176,7 +177,8 @@ class Bench:
     ) -> tuple[Usage, list[dict[str, int]], dict[str, Any]]:
         """Runs a client and checks that all the bytes of the last file arrived."""
         self._sink.reset()
-        command = [sys.executable, str(Path(__file__).with_name("clients.py")), name, self._sink.url, *map(str, paths)]
+        program = str(Path(__file__).with_name("clients.py"))
+        command = [sys.executable, program, name, self._sink.url, *map(str, paths)]
         usage = run(command, self._env, timeout_s=RUN_TIMEOUT_S, sample_every_s=sample_every_s)
         stats = self._sink.stats()
         size = paths[-1].stat().st_size
@@ -244,7 +246,8 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Markdown that is aligned for people too."""
     widths = [max(len(line[column]) for line in (header, *lines)) for column in range(len(header))]
     shown = [header, ["-" * width for width in widths], *lines]
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in shown)
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in shown)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
 
 
 def report(rows: Sequence[Row], size: int, sparse_size: int) -> str:
@@ -316,8 +319,8 @@ def circumstances() -> dict[str, Any]:
         "commit": _git("rev-parse", "--short=12", "HEAD") or "unknown",
         "is_changed": bool(_git("status", "--porcelain", "--", "engine", "native", "bench")),
         "machine": {
-            "cpu": cpu, "cores": len(psutil.Process().cpu_affinity()), "memory_gb": round(psutil.virtual_memory().total / GB),
-            "kernel": platform.release(), "load_before": round(os.getloadavg()[0], 2),
+            "cpu": cpu, "cores": len(psutil.Process().cpu_affinity()), "kernel": platform.release(),
+            "memory_gb": round(psutil.virtual_memory().total / GB), "load_before": round(os.getloadavg()[0], 2),
         },
         "python": platform.python_version(),
         "libcurl": libcurl,
@@ -346,7 +349,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="runs that count, of each row (5)")
     parser.add_argument("--only", default=",".join(CLIENTS), help=f"rows, of {','.join(CLIENTS)}")
     parser.add_argument("--json", type=Path, help="file to append the results to, as JSON lines")
-    parser.add_argument("--dir", type=Path, help="where to make the files: a disk, with room for --size (a temporary folder)")
+    parser.add_argument("--dir", type=Path, help="folder on a disk with room for --size (a temporary one)")
     options = parser.parse_args()
     names = options.only.split(",")
     unknown = set(names) - set(CLIENTS)

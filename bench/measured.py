@@ -43,8 +43,8 @@ class Usage:
         wall_s: from before its start until its end.
         started_ns: CLOCK_MONOTONIC before its start.
         output: what it wrote to standard output.
-        peak_pss_bytes: the largest sum of proportional set sizes that was seen, over all processes at once; 0 where not
-            sampled. `peak_uss_bytes`: private pages alone, of that same moment.
+        peak_pss_bytes: the largest sum of proportional set sizes that was seen, over all processes at once; 0 where
+            not sampled. `peak_uss_bytes`: private pages alone, of that same moment.
         processes: the most that were seen at once.
         samples: how often it was looked at.
         seen_cpu_s: CPU seconds as last seen in /proc, summed over all processes; never above the true sum.
@@ -122,8 +122,9 @@ def _guard(command: Sequence[str], env: Mapping[str, str], report: int) -> None:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         with subprocess.Popen(
-            command, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
+            command, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        ) as process:  # fmt: skip
             output, error = process.communicate()
         left = _wait_for_orphans()
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -229,12 +230,12 @@ os.waitpid(child(0.2, below), 0)
 
 
 def check() -> None:
-    """Proves that the sum is complete: 0.1 s here, 0.2 s in a child, 0.3 s in a grandchild that is killed, 0.3 s in one
-    that is orphaned.
+    """Proves that the sum is complete: 0.1 s in a process, 0.2 s in its child, 0.3 s in a grandchild that is killed,
+    0.3 s in one that is orphaned.
 
     Raises:
         RunFailed: some of it was lost on this machine.
     """
     found = run([sys.executable, "-I", "-S", "-c", _BURNERS], os.environ, timeout_s=30).cpu_s
     if not 0.89 <= found <= 1.2:
-        raise RunFailed(f"CPU seconds of descendants: expected 0.90 to 1.20, found {found:.3f}; the sum is not complete")
+        raise RunFailed(f"CPU seconds of descendants: expected 0.90 to 1.20, found {found:.3f}: it is incomplete")

@@ -1,8 +1,8 @@
 """Where does a client's time go, if not to the service? A sink answers every upload and keeps nothing.
 
-It speaks just enough of the protocol for any S3 or OBS client to finish a multipart upload. Bodies are discarded inside
-the kernel: `recv(MSG_TRUNC)` counts bytes without copying them, so that one process on one core keeps up with any
-client here (the raw row of `first_light` shows it). Signatures are not looked at.
+It speaks just enough of the protocol for any S3 or OBS client to finish a multipart upload. Bodies are discarded
+inside the kernel: `recv(MSG_TRUNC)` counts bytes without copying them, so that one process on one core keeps up with
+any client here (the raw row of `first_light` shows it). Signatures are not looked at.
 
     python bench/sink.py [--port N]      prints its port; ends when standard input closes
 
@@ -209,7 +209,7 @@ class Sink:
             f"Content-Length: {len(body)}", *headers, "", "",
         ]  # fmt: skip
         data = "\r\n".join(lines).encode() + (b"" if connection.method == "HEAD" else body)
-        connection.channel.setblocking(True)  # replies are small; a client that reads none of them may wait for itself
+        connection.channel.setblocking(True)  # replies are small: only a client that reads none could make it wait
         connection.channel.sendall(data)
         connection.channel.setblocking(False)
         if connection.operation != "Control":
@@ -245,7 +245,7 @@ class Sink:
             return "204 No Content", [], b""
         if operation == "Head":
             return "200 OK", ["x-obs-bucket-location: sink", "x-obs-api: 3.0"], b""
-        return "404 Not Found", xml, b"<Error><Code>NoSuchUpload</Code><Message>a sink keeps nothing</Message></Error>"
+        return "404 Not Found", xml, b"<Error><Code>NoSuchUpload</Code><Message>a sink keeps none</Message></Error>"
 
 
 def operation_of(method: str, path: str) -> str:

@@ -21,8 +21,7 @@ typedef uint32_t LaneVector __attribute__((vector_size(64), may_alias));
 #define LANE_ROTATE(x, n) ((LaneVector)_mm512_rol_epi32((__m512i)(x), (n)))
 
 /* Sixteen loads of a whole block and a 16 x 16 transposition.
- * Why not a gather, nor quarters of blocks: parts begin on equal offsets of a page, so their lines compete for one
- * set of the first-level cache; a line that is read once, whole, cannot be lost half-read (measured: README.md). */
+ * Why not a gather, nor quarters of blocks inserted from memory: slower by a third and by a fifth (README.md). */
 LANE_TARGET static inline __attribute__((always_inline)) void
 lane_load(LaneVector *words, const uint8_t *const *data, size_t offset)
 {

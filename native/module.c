@@ -12,7 +12,8 @@
 
 #include "native.h"
 
-/* Why a floor: letting go of the GIL and taking it back costs about as much as hashing this many bytes. */
+/* Why a floor: a thread that lets go of the GIL may wait long for its return, which small work is not worth.
+ * Precedent: hashlib, about the same number. */
 #define GIL_RELEASE_MIN_BYTES 2048
 
 typedef struct {

@@ -127,6 +127,10 @@ class ObsClient:
             if value is not None and not isinstance(value, str):
                 # Why not show it: it may be a secret of another type.
                 raise InvalidArgumentError(f"{name}: expected a string, found a {type(value).__name__}; convert it")
+            if value and not value.strip().isprintable():
+                raise InvalidArgumentError(f"{name}: expected printable characters, found others; copy it again")
+        if not isinstance(region, str) or not region.isprintable():
+            raise InvalidArgumentError("region", "a name such as 'cn-north-4'", region)
         endpoint = parse_endpoint(server, is_secure=is_secure, port=port)
         addressing: Addressing = (
             "cname" if is_cname else "path" if path_style or endpoint.is_ip else "virtual"

@@ -12,7 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["engine", "native", "pyproject.toml", "setup.py", "README.md", "LICENSE"]
-SHOW = "from obs_engine import digests; m = digests.Md5(); m.update(b'a'); print(digests.kernel(), m.hexdigest(), sep='\\n')"
+SHOW = """
+from obs_engine import digests
+stream = digests.Md5()
+stream.update(b"a")
+print(digests.kernel(), stream.hexdigest(), sep="\\n")
+"""
 
 
 def build(tmp_path: Path, compiler: str | None) -> Path:
@@ -22,7 +27,8 @@ def build(tmp_path: Path, compiler: str | None) -> Path:
     tree.mkdir()
     for name in PARTS:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__"))
+            built = shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__")
+            shutil.copytree(ROOT / name, tree / name, ignore=built)
         else:
             shutil.copy(ROOT / name, tree)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **({"CC": compiler} if compiler else {})}

@@ -92,9 +92,9 @@ class UploadRequest:
     checkpoint_file: str | None
     is_default_record: bool
     is_checksum: bool
-    initiate_headers: Headers
-    part_headers: Headers
-    common_headers: Headers
+    initiate_headers: Headers = field(repr=False)  # they may hold an encryption key
+    part_headers: Headers = field(repr=False)
+    common_headers: Headers = field(repr=False)
     encoding_type: str | None
     max_retry_count: int
     transport: TransportOptions
@@ -174,7 +174,7 @@ class OpenUpload:
     key: str
     target: Target
     credentials: Credentials
-    part_headers: Headers
+    part_headers: Headers = field(repr=False)
     transport: TransportOptions
 
 

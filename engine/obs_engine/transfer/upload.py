@@ -58,6 +58,7 @@ _log = logging.getLogger("obs_engine")
 
 PROGRESS_INTERVAL_S = 0.05
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.2, 10.0
+WORKER_DEATHS_MAX = 5
 ABORT_TIMEOUT_S = 1.0
 HASH_BLOCK_BYTES = 64 * MIB
 
@@ -446,28 +447,24 @@ class Upload:
         Raises:
             ObsEngineError: no reply came, or the source failed.
         """
-        error: ObsEngineError
-        for attempt in range(self._request.max_retry_count + 1):
-            if attempt:
-                await asyncio.sleep(random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**attempt)))  # noqa: S311
+        deaths = attempt = 0
+        while True:
             try:
                 outcome = await self._session.run(make_task)
             except WorkerDied as died:
-                error = EngineDiedError(f"{self._what}: {died} unexpectedly; call again to continue")
+                # Why a count of its own: a worker's death says nothing against the service or the network.
+                deaths += 1
+                if deaths > WORKER_DEATHS_MAX:
+                    raise EngineDiedError(f"{self._what}: {died}, {deaths} times in a row; call again") from died
                 continue
-            if isinstance(outcome, TaskFailed):
-                error = outcome.error.error()
-                if error.is_retryable:
-                    continue
-                raise error
-            if isinstance(outcome, TaskReplied):
-                reply = outcome.reply
-                # A 2xx may carry an error; a part's 200 without an ETag is none of either.
-                code = read_fault(reply).code if reply.status >= 300 or reply.body else None
-                if is_retryable_reply(reply.status, code) and attempt < self._request.max_retry_count:
-                    continue
-            return outcome
-        raise error
+            error = outcome.error.error() if isinstance(outcome, TaskFailed) else None
+            may_help = error.is_retryable if error is not None else _is_retryable_outcome(outcome)
+            if not may_help or attempt == self._request.max_retry_count:
+                if error is not None:
+                    raise error
+                return outcome
+            attempt += 1
+            await asyncio.sleep(random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**attempt)))  # noqa: S311
 
     def _open_message(self) -> OpenUpload:
         request = self._request
@@ -485,6 +482,14 @@ class Upload:
     @property
     def _what(self) -> str:
         return f"{self._request.bucket}/{self._request.key}"
+
+
+def _is_retryable_outcome(outcome: Outcome) -> bool:
+    """True for a reply that asks to come again; even a 2xx may carry such an error in its body."""
+    if not isinstance(outcome, TaskReplied):
+        return False
+    reply = outcome.reply
+    return is_retryable_reply(reply.status, read_fault(reply).code if reply.body else None)
 
 
 def _default_record(path: str, target: tuple[str, str, str]) -> str:
