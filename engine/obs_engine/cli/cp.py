@@ -81,12 +81,21 @@ def cp(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), DownloadColumn(binary_units=True),
         TransferSpeedColumn(), TimeRemainingColumn(), console=console, disable=quiet,
     )  # fmt: skip
-    with client, bar:
-        row = bar.add_task(PurePosixPath(key).name or key, total=None)
-        result = client.uploadFile(
-            bucket, key, file, int(part_size_mib * MIB), task_num, checkpoint, checkpoint_file, checksum,
-            progressCallback=lambda stored, total, _seconds: bar.update(row, completed=stored, total=total),
-        )  # fmt: skip
+    row = bar.add_task(PurePosixPath(key).name or key, total=None)
+
+    def show(stored: int, total: int, _seconds: float) -> None:
+        bar.start()  # not before there is something to show: an error before stands alone
+        bar.update(row, completed=stored, total=total)
+
+    with client:
+        try:
+            result = client.uploadFile(
+                bucket, key, file, int(part_size_mib * MIB), task_num, checkpoint, checkpoint_file, checksum,
+                progressCallback=show,
+            )  # fmt: skip
+        finally:
+            if bar.live.is_started:
+                bar.stop()
     if result.status >= 300:
         raise ServiceError(
             f"Complete of {bucket}/{key}: expected success, found {result.errorCode}: {result.errorMessage} (status "

@@ -20,9 +20,9 @@ import click
 from rich.console import Console
 
 from obs_engine.digests import kernel
-from obs_engine.limits import GIB, MIB
+from obs_engine.limits import GIB, MIB, PART_SIZE_DEFAULT_BYTES
 from obs_engine.source.identity import identify
-from obs_engine.source.plan import plan_parts
+from obs_engine.source.plan import PartPlan, plan_parts
 from obs_engine.wire.endpoint import parse_endpoint
 from obs_engine.wire.requests import Target, finish, get_object
 from obs_engine.wire.signing import Credentials
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from obs_engine.testing import LocalObs
 
 BUCKET, KEY = "demo", "first-light.bin"
-PART_SIZE_MIB = 9
+_PARTS_WANTED = 100
 _STEP_BYTES = 8 * MIB
 _DEADLINE_S = 600
 
@@ -48,20 +48,22 @@ def demo(file: str | None, size_mib: int) -> None:
         home = Path(folder)
         source = Path(file).absolute() if file else _make_file(console, home / "first-light.bin", size_mib * MIB)
         record = home / "first-light.upload_record"
-        parts = plan_parts(identify(str(source)).size_bytes, PART_SIZE_MIB * MIB).part_count
+        size_bytes = identify(str(source)).size_bytes
+        plan = plan_parts(size_bytes, min(PART_SIZE_DEFAULT_BYTES, size_bytes // _PARTS_WANTED))
+        parts = plan.part_count
         with LocalObs(data_dir=home / "server", buckets=[BUCKET]) as server:
             console.print(f"1. A local OBS at [bold]{server.url}[/] (MD5 kernel: {kernel()})")
             console.print(f"2. Upload {source} as {parts} parts, 8 in flight, and kill it half-way with SIGKILL")
-            killed = _upload_until(server, source, record, parts // 2)
+            command = _command(server, source, record, plan)
+            killed = _upload_until(server, command, parts // 2)
             stored = _stored_parts(server)
             if killed:
                 console.print(f"   [red]killed[/]: the service has acknowledged {len(stored)} of {parts} parts")
             else:
-                console.print("   the file is too small to be caught half-way: it was uploaded at once")
+                console.print("   it was too quick to be caught half-way, and is uploaded")
             console.print("3. Run the same command again")
-            said = subprocess.run(_command(server, source, record), env=_environment(server), check=True,
-                                  stdout=subprocess.PIPE, text=True).stdout  # fmt: skip
-            console.print("   " + said.strip())
+            again_run = subprocess.run(command, env=_environment(server), check=True, stdout=subprocess.PIPE, text=True)
+            console.print("   " + again_run.stdout.strip())
             again = sorted(part for part in stored if _stored_parts(server)[part] > 1) if killed else []
             resumed = len(stored) - len(again)
             if killed:
@@ -88,10 +90,10 @@ def _make_file(console: Console, path: Path, size_bytes: int) -> Path:
     return path
 
 
-def _command(server: LocalObs, source: Path, record: Path) -> list[str]:
+def _command(server: LocalObs, source: Path, record: Path, plan: PartPlan) -> list[str]:
     return [
         sys.executable, "-m", "obs_engine", "cp", str(source), f"obs://{BUCKET}/{KEY}", "--endpoint", server.url,
-        "--part-size", str(PART_SIZE_MIB), "--parts-in-flight", "8", "--checkpoint-file", str(record),
+        "--part-size", str(plan.part_size_bytes / MIB), "--parts-in-flight", "8", "--checkpoint-file", str(record),
     ]  # fmt: skip
 
 
@@ -99,9 +101,9 @@ def _environment(server: LocalObs) -> dict[str, str]:
     return {**os.environ, "OBS_ACCESS_KEY_ID": server.access_key, "OBS_SECRET_ACCESS_KEY": server.secret_key}
 
 
-def _upload_until(server: LocalObs, source: Path, record: Path, enough: int) -> bool:
+def _upload_until(server: LocalObs, command: list[str], enough: int) -> bool:
     """Runs the upload and kills it once the service holds `enough` parts; False if it ended first."""
-    upload = subprocess.Popen(_command(server, source, record), env=_environment(server), stdout=subprocess.DEVNULL)
+    upload = subprocess.Popen(command, env=_environment(server), stdout=subprocess.DEVNULL)
     deadline_s = time.monotonic() + _DEADLINE_S
     try:
         while upload.poll() is None:
@@ -110,7 +112,7 @@ def _upload_until(server: LocalObs, source: Path, record: Path, enough: int) -> 
                 return upload.wait() == -signal.SIGKILL
             if time.monotonic() > deadline_s:
                 raise click.ClickException(f"the upload did not get half-way in {_DEADLINE_S} s")
-            time.sleep(0.01)
+            time.sleep(0.002)
     finally:
         if upload.poll() is None:
             upload.kill()
