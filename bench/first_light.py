@@ -5,6 +5,7 @@ CPU seconds per GB, peak memory, and the time to the first byte, of this engine,
 measured here.
 
     python bench/first_light.py [--size BYTES] [--runs N] [--only ROW,ROW] [--json FILE]
+    python bench/first_light.py --show FILE      the tables of the last run in a file of results
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from urllib.request import Request, urlopen
 import psutil
 
 from clients import CLIENTS, MEANINGS, NEEDS, PART_BYTES, TASK_NUM
-from measured import RunFailed, Usage, check, run
+from measured import RunFailed, Usage, check, kernel_threads_cpu_s, run
 
 ROOT = Path(__file__).resolve().parent.parent
 GB = 10**9
@@ -79,6 +80,7 @@ class Row:
     name: str
     cpu_s: list[float] = field(default_factory=list)
     user_s: list[float] = field(default_factory=list)
+    ksoftirqd_s: list[float] = field(default_factory=list)
     base_cpu_s: list[float] = field(default_factory=list)
     wall_s: list[float] = field(default_factory=list)
     sink_busy: list[float] = field(default_factory=list)
@@ -137,12 +139,15 @@ class Bench:
     def cpu(self, row: Row, *, is_kept: bool) -> None:
         """One upload of one part and one of the big file, each in a fresh process; nothing looks on meanwhile."""
         base, _, _ = self._upload(row.name, [self._base])
+        softirq_s = kernel_threads_cpu_s()
         usage, calls, stats = self._upload(row.name, [self._big])
+        softirq_s = kernel_threads_cpu_s() - softirq_s
         if not is_kept:
             return
         row.base_cpu_s.append(base.cpu_s)
         row.cpu_s.append(usage.cpu_s)
         row.user_s.append(usage.user_s)
+        row.ksoftirqd_s.append(softirq_s)
         (call,) = calls
         wall_s = (call["returned_ns"] - call["called_ns"]) / 1e9
         row.wall_s.append(wall_s)
@@ -261,12 +266,13 @@ def report(rows: Sequence[Row], size: int, sparse_size: int) -> str:
         user = sum(row.user_s) / sum(row.cpu_s) if row.cpu_s else 0
         lines.append([
             MEANINGS[row.name], spread(whole), spread(row.slope(size)), ratio(whole, ceiling.whole(size)),
-            ratio(whole, sdk.whole(size)), f"{user:.0%}", spread(speeds, 0),
+            ratio(whole, sdk.whole(size)), f"{user:.0%}", spread([s / (size / GB) for s in row.ksoftirqd_s]),
+            spread(speeds, 0),
             str(max(row.connections, default=0)), f"{max(row.sink_busy, default=0):.0%}",
         ])  # fmt: skip
     header = [
-        "client", "CPU s/GB, whole process", "CPU s/GB, above one part", "to ceiling", "to SDK", "user", "MB/s",
-        "connections", "sink busy",
+        "client", "CPU s/GB, whole process", "CPU s/GB, above one part", "to ceiling", "to SDK", "user",
+        "ksoftirqd, s/GB", "MB/s", "connections", "sink busy",
     ]  # fmt: skip
     blocks = [f"{size / GB:g} GB, {PART_BYTES >> 20} MiB parts, taskNum {TASK_NUM}; median (min-max)"]
     blocks.append(table(header, lines))
@@ -297,6 +303,28 @@ def report(rows: Sequence[Row], size: int, sparse_size: int) -> str:
     blocks.append(table(header, lines))
     blocks += [f"FAILED {row.name}: {row.failure}" for row in rows if row.failure]
     return "\n\n".join(blocks)
+
+
+def heading(facts: dict[str, Any]) -> str:
+    """One line on when, what and where."""
+    machine, changed = facts["machine"], " with changes" if facts["is_changed"] else ""
+    return (
+        f"{facts['date']}, commit {facts['commit']}{changed}, {machine['cores']} x {machine['cpu']}, kernel "
+        f"{machine['kernel']}, load before {machine['load_before']}, Python {facts['python']}, "
+        f"{' '.join(facts['libcurl'].split()[:3])}, SDK {facts['versions'].get('esdk-obs-python', 'none')}"
+    )
+
+
+def show(path: Path) -> str:
+    """The tables of the last run in a file of results."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [line for line in lines if line["date"] == lines[-1]["date"]]
+    rows = []
+    for line in lines:
+        row = Row(line["row"])
+        vars(row).update({name: line[name] for name in vars(row) if name in line})
+        rows.append(row)
+    return f"{heading(lines[0])}\n\n{report(rows, lines[0]['size'], lines[0]['sparse_size'])}"
 
 
 def circumstances() -> dict[str, Any]:
@@ -349,8 +377,12 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="runs that count, of each row (5)")
     parser.add_argument("--only", default=",".join(CLIENTS), help=f"rows, of {','.join(CLIENTS)}")
     parser.add_argument("--json", type=Path, help="file to append the results to, as JSON lines")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing; print tables of FILE's last run")
     parser.add_argument("--dir", type=Path, help="folder on a disk with room for --size (a temporary one)")
     options = parser.parse_args()
+    if options.show:
+        print(show(options.show))
+        return 0
     names = options.only.split(",")
     unknown = set(names) - set(CLIENTS)
     if unknown or options.runs < 1 or options.size < 1:
@@ -366,10 +398,7 @@ def main() -> int:
         say(f"making a file of {options.size / GB:g} GB")
         bench.make_files()
         measure(bench, rows, options.runs)
-    print(f"{facts['date']}  commit {facts['commit']}{' with changes' if facts['is_changed'] else ''}  "
-          f"{facts['machine']['cores']} x {facts['machine']['cpu']}, load before {facts['machine']['load_before']}\n"
-          f"{facts['libcurl']}  python {facts['python']}\n")  # fmt: skip
-    print(report(rows, options.size, sparse_size))
+    print(f"{heading(facts)}\n\n{report(rows, options.size, sparse_size)}")
     if options.json:
         with open(options.json, "a") as file:
             for row in rows:

@@ -21,13 +21,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _GONE_S = 5.0
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class RunFailed(Exception):
@@ -203,6 +203,16 @@ def _rollup(pid: int) -> dict[str, int]:
             if name.decode("latin-1") in sizes:
                 sizes[name.decode()] = int(rest.split()[0]) * 1024
     return sizes
+
+
+def kernel_threads_cpu_s(name: str = "ksoftirqd") -> float:
+    """CPU seconds so far of all kernel threads of that name; 0 where the kernel does not tell."""
+    found = 0
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"].startswith(name):
+            with contextlib.suppress(OSError, ValueError):
+                found += int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[0])
+    return found / 1e9
 
 
 _BURNERS = """

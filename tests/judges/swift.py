@@ -56,7 +56,8 @@ class SwiftS3:
 
     Args:
         buckets: made at the start.
-        tls: paths of a PEM certificate chain and of its key; None for plain HTTP.
+        tls: paths of a PEM certificate chain and of its key; None for plain HTTP. For virtual hosts it must name each
+            bucket's host: no client takes `*.localhost`.
         part_min_bytes: smallest part that is not the last; 100 KB as in OBS (S3's own is 5 MiB).
 
     Attributes:
@@ -124,8 +125,8 @@ class SwiftS3:
         if self._tls:
             import ssl
 
-            context = ssl.create_default_context(cafile=self._tls[0])
-            context.check_hostname = False
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # trust is the client's test, not ours
         try:
             with urlopen(Request(f"{self.url}/{name}", headers=headers, method="PUT"), timeout=30, context=context):
                 pass

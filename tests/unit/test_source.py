@@ -81,6 +81,19 @@ def test_a_window_keeps_only_the_pages_in_use(tmp_path: Path) -> None:
         window.close()
 
 
+def test_a_file_cut_under_a_window_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    """Pages that are gone are met before they are touched."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * (8 * MIB))
+    with path.open("rb") as file:
+        window = Window(file.fileno(), 0, 8 * MIB)
+        assert window[0:MIB] == b"x" * MIB
+        os.truncate(path, 3 * MIB)
+        with pytest.raises(SourceChangedError, match="from offset 2097152"):
+            [window[offset : offset + MIB] for offset in range(MIB, 8 * MIB, MIB)]
+        window.close()
+
+
 def test_what_is_no_file_is_refused_by_its_kind(tmp_path: Path) -> None:
     """A missing file, a directory, a FIFO and a socket each get their own words, at once."""
     with pytest.raises(SourceNotFoundError, match="found nothing"):

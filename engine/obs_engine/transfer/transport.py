@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import pycurl
 
-from obs_engine.errors import TransportError
+from obs_engine.errors import ObsEngineError, TransportError
 from obs_engine.limits import REPLY_BODY_MAX_BYTES
 from obs_engine.transfer.messages import TransportOptions
 from obs_engine.wire.replies import Reply
 from obs_engine.wire.requests import FinishedRequest
 
-OnDone = Callable[[Reply | TransportError], None]
+OnDone = Callable[[Reply | ObsEngineError], None]
 
 
 class Body(Protocol):
@@ -115,7 +115,7 @@ class Transport:
 
     def _end(self, transfer: _Transfer, error: TransportError | None) -> None:
         self._release(transfer)
-        transfer.on_done(error if error is not None else transfer.reply())
+        transfer.on_done(transfer.failure or error or transfer.reply())
 
     def _release(self, transfer: _Transfer) -> None:
         self._multi.remove_handle(transfer.curl)
@@ -148,6 +148,7 @@ class _Transfer:
         self.curl = curl
         self.request = request
         self.on_done = on_done
+        self.failure: ObsEngineError | None = None  # of the body's source
         self._body = body
         self._sent = 0
         self._status = 0
@@ -193,8 +194,12 @@ class _Transfer:
     def reply(self) -> Reply:
         return Reply(self._status, self._reason, tuple(self._headers), bytes(self._reply))
 
-    def _on_read(self, size: int) -> memoryview:
-        piece = self._body[self._sent : self._sent + size]
+    def _on_read(self, size: int) -> memoryview | int:
+        try:
+            piece = self._body[self._sent : self._sent + size]
+        except ObsEngineError as error:
+            self.failure = error
+            return pycurl.READFUNC_ABORT
         self._sent += len(piece)
         return piece
 
