@@ -20,8 +20,9 @@ from typing import Any
 from obs_engine.errors import ClientClosedError, EngineDiedError
 from obs_engine.transfer.messages import Decoder, UploadRequest, encode
 
+# Why without collection while modules load: what they make stays for good, and is looked through again and again.
 _BOOT = (
-    "import sys, json; sys.path += json.loads(sys.argv[2]); "
+    "import gc; gc.disable(); import sys, json; sys.path += json.loads(sys.argv[2]); "
     "from obs_engine.transfer.coordinator import main; main(int(sys.argv[1]))"
 )
 # What a child needs of the environment. Everything else stays out of it: keys are often kept there.
