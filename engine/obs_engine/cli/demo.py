@@ -43,7 +43,7 @@ def demo(file: str | None, size_mib: int) -> None:
     """Upload, kill half-way, resume, verify: against a local server."""
     from obs_engine.testing import LocalObs
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="obs-engine-demo-") as folder:
         home = Path(folder)
         source = Path(file).absolute() if file else _make_file(console, home / "first-light.bin", size_mib * MIB)
@@ -58,6 +58,9 @@ def demo(file: str | None, size_mib: int) -> None:
             killed = _upload_until(server, command, parts // 2)
             stored = _stored_parts(server)
             if killed:
+                if console.is_terminal:
+                    console.show_cursor()  # the killed command's bar cannot tidy up after itself
+                    console.print()
                 console.print(f"   [red]killed[/]: the service has acknowledged {len(stored)} of {parts} parts")
             else:
                 console.print("   it was too quick to be caught half-way, and is uploaded")
