@@ -35,6 +35,7 @@ KEEPERS = {
     "time": {"transfer/upload.py", "client.py", "cli"},
     "subprocess": {"transfer/launch.py", "cli"},
     "asyncio": {"transfer/pool.py", "transfer/upload.py", "transfer/coordinator.py"},
+    "xml": {"wire/xml.py"},
     "click": {"cli"},
     "rich": {"cli"},
     "h11": set(),

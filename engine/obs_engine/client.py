@@ -13,7 +13,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -272,7 +271,7 @@ class ObsClient:
             common_headers=_extension_headers(extension_headers),
             encoding_type=encoding_type,
             max_retry_count=self._max_retry_count,
-            transport=replace(self._transport, upload_buffer_bytes=self._upload_buffer_bytes(task_num)),
+            transport=self._transport._replace(upload_buffer_bytes=self._upload_buffer_bytes(task_num)),
             engine=self._options,
         )
 

@@ -132,7 +132,9 @@ def test_every_signature_in_both_styles(
 def test_a_wrong_secret_is_a_service_error(server: LocalObs, key: str, source: Path) -> None:
     """The error carries the service's own words, and no secret."""
     with pytest.raises(ServiceError, match="initiateMultipartUpload failed") as caught:
-        upload(server, key, source, client={"secret_access_key": "not-the-secret"})
+        upload(server, key, source, enableCheckpoint=True, client={"secret_access_key": "not-the-secret"})
+    assert os.listdir(source.parent) == [source.name]  # no record of what never began
+    assert caught.value.checkpoint_file is None
     assert (caught.value.status, caught.value.errorCode) == (403, "SignatureDoesNotMatch")
     assert caught.value.requestId
     assert not caught.value.is_retryable

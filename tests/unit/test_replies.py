@@ -24,7 +24,10 @@ def test_a_fault_is_read_from_the_body_and_else_from_headers() -> None:
     assert read_fault(Reply(404, headers=(("x-amz-request-id", "R2"),))).request_id == "R2"
 
 
-@pytest.mark.parametrize("body", [b"", b"<", b"<Error", b"\xff\xfe", b"{}", b"<html>busy</html>"])
+DECLARED = b'<!DOCTYPE E [<!ENTITY a "aaaa">]><Error><Code>&a;</Code></Error>'
+
+
+@pytest.mark.parametrize("body", [b"", b"<", b"<Error", b"\xff\xfe", b"{}", b"<html>busy</html>", DECLARED])
 def test_a_broken_body_is_a_fault_without_words(body: bytes) -> None:
     """Whatever a proxy answers, reading it never raises."""
     assert read_fault(Reply(502, body=body)).code is None

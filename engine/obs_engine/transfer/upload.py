@@ -111,12 +111,9 @@ class Upload:
         self._sync_failure = asyncio.get_running_loop().create_future()
         try:
             return await self._run()
-        except ObsEngineError as error:
-            error.checkpoint_file = self._journal.path
-            self._session.close()
-            await self._abort_unless_kept()
-            raise
-        except asyncio.CancelledError:
+        except (ObsEngineError, asyncio.CancelledError) as error:
+            if isinstance(error, ObsEngineError) and self._state.upload_id is not None:
+                error.checkpoint_file = self._journal.path
             self._session.close()
             await self._abort_unless_kept()
             raise
@@ -126,8 +123,18 @@ class Upload:
                 if timer is not None:
                     timer.cancel()
             self._sync_failure.cancel()
+            self._leave_journal()
+
+    def _leave_journal(self) -> None:
+        """Syncs and closes it; one that knows of no upload holds no progress, and is not left lying about."""
+        if self._state.upload_id is None:
+            self._journal.remove()
+            return
+        try:
             self._journal.sync()
-            self._journal.close()
+        except JournalError as error:
+            _log.warning("%s", error)  # an error that is on its way already says more
+        self._journal.close()
 
     async def _run(self) -> Uploaded:
         if self._request.engine.check_bucket:

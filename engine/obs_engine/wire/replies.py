@@ -6,15 +6,11 @@ XML is read by name, whatever its namespace. No I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from obs_engine.errors import ServiceError, is_retryable_reply
 from obs_engine.wire.signing import Headers
-
-if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
+from obs_engine.wire.xml import Element, parse
 
 
 @dataclass(frozen=True)
@@ -76,16 +72,15 @@ class PartsPage:
 
 def read_fault(reply: Reply) -> Fault:
     """Reads an error reply; never raises, whatever the body holds."""
-    found: dict[str, str] = {}
-    root = _parse(reply.body)
-    if root is not None and _name(root) == "Error":
-        found = {_name(child): (child.text or "").strip() for child in root}
+    root = parse(reply.body)
+    if root is None or root.name != "Error":
+        root = Element("Error")
     return Fault(
-        found.get("Code") or None,
-        found.get("Message") or None,
-        found.get("RequestId") or reply.own_header("request-id"),
-        found.get("HostId") or reply.own_header("id-2"),
-        found.get("Resource") or None,
+        root.value("Code"),
+        root.value("Message"),
+        root.value("RequestId") or reply.own_header("request-id"),
+        root.value("HostId") or reply.own_header("id-2"),
+        root.value("Resource"),
     )
 
 
@@ -108,60 +103,34 @@ def error_of(reply: Reply, what: str, next_step: str) -> ServiceError:
 
 def read_upload_id(reply: Reply) -> str | None:
     """The upload id of an Initiate's reply; None if there is none."""
-    root = _parse(reply.body)
-    return None if root is None else _text(root, "UploadId") or None
+    root = parse(reply.body)
+    return None if root is None else root.value("UploadId")
 
 
 def read_completed(reply: Reply) -> CompletedObject | None:
     """The object of a Complete's reply; None where the body says anything else (an `<Error>`, or nothing)."""
-    root = _parse(reply.body)
-    if root is None or _name(root) != "CompleteMultipartUploadResult":
+    root = parse(reply.body)
+    if root is None or root.name != "CompleteMultipartUploadResult":
         return None
-    encoding = _text(root, "EncodingType")
-    key = _text(root, "Key")
+    encoding, key = root.value("EncodingType"), root.value("Key")
     if key and encoding == "url":
         from urllib.parse import unquote_plus
 
         key = unquote_plus(key)
-    return CompletedObject(_text(root, "Location"), _text(root, "Bucket"), key, _text(root, "ETag"), encoding)
+    return CompletedObject(root.value("Location"), root.value("Bucket"), key, root.value("ETag"), encoding)
 
 
 def read_parts_page(reply: Reply) -> PartsPage | None:
     """A page of ListParts; None where the body is not one."""
-    root = _parse(reply.body)
-    if root is None or _name(root) != "ListPartsResult":
+    root = parse(reply.body)
+    if root is None or root.name != "ListPartsResult":
         return None
     parts = []
-    for item in _children(root, "Part"):
-        number, size, etag = _text(item, "PartNumber"), _text(item, "Size"), _text(item, "ETag")
+    for item in root.all("Part"):
+        number, size, etag = item.value("PartNumber"), item.value("Size"), item.value("ETag")
         if not (number and number.isdecimal() and size and size.isdecimal() and etag):
             return None
         parts.append(ListedPart(int(number), int(size), etag))
-    marker = _text(root, "NextPartNumberMarker")
-    truncated = (_text(root, "IsTruncated") or "").lower() == "true"
+    marker = root.value("NextPartNumberMarker")
+    truncated = (root.value("IsTruncated") or "").lower() == "true"
     return PartsPage(tuple(parts), int(marker) if truncated and marker and marker.isdecimal() else None)
-
-
-def _parse(body: bytes) -> Element | None:
-    if not body.lstrip().startswith(b"<"):
-        return None
-    from xml.etree import ElementTree
-
-    try:
-        # Why not a hardened parser: expat since 2.4.1 bounds entity expansion, and the transport bounds the body.
-        return ElementTree.fromstring(body)  # noqa: S314
-    except ElementTree.ParseError:
-        return None
-
-
-def _name(element: Element) -> str:
-    return element.tag.rpartition("}")[2]
-
-
-def _children(element: Element, name: str) -> Iterator[Element]:
-    return (child for child in element if _name(child) == name)
-
-
-def _text(element: Element, name: str) -> str | None:
-    child = next(_children(element, name), None)
-    return None if child is None else child.text

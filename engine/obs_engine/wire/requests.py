@@ -9,7 +9,6 @@ from __future__ import annotations
 from base64 import b64encode
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from html import escape
 
 from obs_engine.wire.endpoint import Addressing, Endpoint, Query
 from obs_engine.wire.signing import (
@@ -101,7 +100,7 @@ def complete(
         parts: (part number, ETag exactly as the service gave it), in ascending order of the number.
     """
     items = "".join(
-        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag or '', quote=False)}</ETag></Part>"
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{_escaped(etag or '')}</ETag></Part>"
         for number, etag in parts
     )
     body = f"<CompleteMultipartUpload>{items}</CompleteMultipartUpload>".encode()
@@ -194,6 +193,10 @@ def content_md5(body: bytes) -> str:
 def with_headers(request: Request, headers: Headers) -> Request:
     """The same request with more headers."""
     return replace(request, headers=(*request.headers, *headers))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _encoding(encoding_type: str | None) -> Query:
