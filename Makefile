@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml setup.py $(wildcard native/*.c native/*.h)
 
-.PHONY: demo test check fast bench clean
+.PHONY: demo test check fast soak bench clean
 
 demo: $(VENV)/.demo  ## upload, kill half-way, resume, verify: FILE=/path for a file of yours
 	$(BIN)/obs-engine demo $(if $(FILE),--file "$(FILE)")
@@ -20,6 +20,9 @@ check: $(VENV)/.test  ## style and types
 
 fast: $(VENV)/.test  ## unit and property tests alone: seconds
 	$(BIN)/python -m pytest -q tests/unit tests/property tests/test_tidy.py
+
+soak: $(VENV)/.test  ## long runs and large fuzz profiles: some ten minutes
+	$(BIN)/python -m pytest -q -m soak
 
 bench: $(VENV)/.test  ## the first-light benchmark: ceilings, peers and ours in one run
 	$(BIN)/python bench/first_light.py

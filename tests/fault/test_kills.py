@@ -18,6 +18,9 @@ PARTS, PART_SIZE, TASK_NUM = 200, 102_400, 4
 POINTS = [(point, point % 2 == 0) for point in sorted(random.Random(SEED).sample(range(1, PARTS), 20))]
 
 
+SOAK_ROUNDS = 150
+
+
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_file(tmp_path_factory.mktemp("kills") / "big.bin", PARTS * PART_SIZE - 321, SEED)
@@ -118,3 +121,34 @@ def test_a_killed_worker_is_replaced(
     assert all(counts[part] == 1 for part in recorded)
     assert set(counts) == set(range(1, PARTS + 1))
     check_object(server, key, big, record)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_kills_at_random_moments(server: LocalObs, key: str, big: Path, tmp_path: Path) -> None:
+    """Any process, any moment, up to three times in one upload, the service never held: the object is the file."""
+    for round_number in range(SOAK_ROUNDS):
+        draws = random.Random(SEED + round_number)
+        record, name = tmp_path / f"record-{round_number}", f"{key}-{round_number}"
+        server.set_faults([{"operation": "UploadPart", "delay_s": 0.004}])
+        for _ in range(draws.randint(1, 3)):
+            server.clear_requests()
+            caller = Caller(client_arguments(server), arguments(name, big, record), {"processes": 2})
+            point = draws.randrange(0, PARTS)
+            wait_until(lambda n=name, p=point: len(acknowledged(server, n)) >= p or record_is_gone(server, n), "a part")
+            victims = [caller.process, *caller.process.children(recursive=True)]
+            draws.choice(victims).kill()
+            caller.end()
+            all_gone(victims)
+            if not record.exists():
+                break
+        server.set_faults([])
+        if record.exists():
+            rerun_and_check(server, name, big, record)
+        assert is_equal(server, "bench", name, big), f"seed {SEED + round_number}"
+        assert open_uploads(server, "bench", name) == 0
+
+
+def record_is_gone(server: LocalObs, name: str) -> bool:
+    """The upload came to its end before the point."""
+    return any(r["operation"] == "Complete" and r["key"] == name for r in server.requests())

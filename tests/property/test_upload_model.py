@@ -162,14 +162,32 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_module, "BACKOFF_FIRST_S", 0.0)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    parts=st.integers(1, 6),
-    task_num=st.integers(1, 4),
-    runs=st.lists(st.lists(st.sampled_from(FAULTS), max_size=14), max_size=5),
-)
+QUIET = [HealthCheck.function_scoped_fixture]
+WORLDS = {
+    "parts": st.integers(1, 6),
+    "task_num": st.integers(1, 4),
+    "runs": st.lists(st.lists(st.sampled_from(FAULTS), max_size=14), max_size=5),
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=QUIET)
+@given(**WORLDS)
 def test_the_object_ends_as_the_file(parts: int, task_num: int, runs: list[list[str]]) -> None:
     """After any faults and kills, a last quiet call succeeds; what the journal had is never sent again."""
+    play(parts, task_num, runs)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@settings(max_examples=10_000, deadline=None, suppress_health_check=QUIET)
+@given(**WORLDS)
+def test_the_object_ends_as_the_file_in_ten_thousand_worlds(parts: int, task_num: int, runs: list[list[str]]) -> None:
+    """The same, in many more worlds."""
+    play(parts, task_num, runs)
+
+
+def play(parts: int, task_num: int, runs: list[list[str]]) -> None:
+    """One run for each list of faults, then a quiet one."""
     content = hashlib.shake_128(bytes([parts])).digest((parts - 1) * PART + 77)
     with tempfile.TemporaryDirectory() as folder:
         source, record = Path(folder, "f"), Path(folder, "r")

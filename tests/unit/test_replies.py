@@ -56,6 +56,14 @@ def test_a_completed_object_is_read_with_its_quoted_etag() -> None:
     assert (found.key, found.etag, found.bucket) == ("a b+", '"x-2"', "b")
 
 
+def test_blanks_around_a_key_are_the_keys_own() -> None:
+    """A key may begin or end with a space."""
+    body = b"<CompleteMultipartUploadResult><Key> a </Key><ETag>e</ETag></CompleteMultipartUploadResult>"
+    found = read_completed(Reply(200, body=body))
+    assert found is not None
+    assert found.key == " a "
+
+
 def test_pages_of_parts_end_where_the_service_says() -> None:
     """The next marker is None on the last page."""
     part = b"<Part><PartNumber>3</PartNumber><Size>7</Size><ETag>e</ETag></Part>"

@@ -25,9 +25,9 @@ class Element:
         return (child for child in self.children if child.name == name)
 
     def value(self, name: str) -> str | None:
-        """The text of the first child of that name; None where there is none, or it is empty."""
+        """The text of the first child of that name, blanks included; None where there is none, or it is empty."""
         child = next(self.all(name), None)
-        return None if child is None else child.text.strip() or None
+        return None if child is None else child.text or None
 
 
 class _Refused(Exception):
