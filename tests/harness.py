@@ -26,7 +26,8 @@ from obs_engine.wire.signing import Credentials
 DEADLINE_S = 30.0
 
 _CALLER = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 from obs_engine import ObsClient, EngineOptions, ObsEngineError
 config = json.loads(sys.stdin.readline())
 client = ObsClient(**config["client"], engine=EngineOptions(**config["engine"]))
