@@ -89,7 +89,7 @@ def serve(
     server.stop_on_signals()
     if control:
         print(json.dumps({"port": server.port}), flush=True)
-        commands = Control(server, sys.stdin.fileno(), sys.stdout)
+        commands = Control(server, sys.stdin.fileno(), sys.stdout, int(given["parent"]))
         server.run()
         if commands.is_orphaned and given["temporary"]:
             shutil.rmtree(given["temporary"], ignore_errors=True)

@@ -39,22 +39,28 @@ class Control:
         is_orphaned: that is why the server stopped; nobody else will tidy up.
     """
 
-    def __init__(self, server: Server, source: int, out: TextIO) -> None:
+    def __init__(self, server: Server, source: int, out: TextIO, parent_pid: int) -> None:
         self._server, self._source, self._out = server, source, out
         self._pending = b""
         self.is_orphaned = False
         os.set_blocking(source, False)
         server.on_readable(source, self._read)
-        self._watch_parent()
+        self._watch(parent_pid)
 
-    def _watch_parent(self) -> None:
-        """Why beside the pipe: a child that the parent forked may hold the pipe's other end for ever."""
+    def _watch(self, parent_pid: int) -> None:
+        """Why beside the pipe: a child that the parent forked may hold the pipe's other end for ever.
+
+        Why not `getppid`: where the parent has ended already, that is somebody else.
+        """
         if hasattr(os, "pidfd_open"):
             try:
-                descriptor = os.pidfd_open(os.getppid())
+                descriptor = os.pidfd_open(parent_pid)
+            except ProcessLookupError:
+                self._stop_as_orphan()
             except OSError:
                 return
-            self._server.on_readable(descriptor, self._stop_as_orphan)
+            else:
+                self._server.on_readable(descriptor, self._stop_as_orphan)
 
     def _stop_as_orphan(self) -> None:
         self.is_orphaned = True

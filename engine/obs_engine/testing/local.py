@@ -197,7 +197,7 @@ class LocalObs:
         )  # fmt: skip
         self._tell({
             "secret_key": self.secret_key, "security_token": self.security_token, "faults": self._faults,
-            "temporary": self._room,
+            "temporary": self._room, "parent": os.getpid(),
         })  # fmt: skip
         ready = self._hear()
         if "error" in ready:
