@@ -79,7 +79,8 @@ def fetch(server: LocalObs, request: requests.Request) -> bytes:
     """Sends a request to the server, by other means than the engine's."""
     credentials = Credentials(server.access_key, server.secret_key)
     done = finish(request, Target(parse_endpoint(server.url), "path", "v2"), credentials, time.time())
-    with urlopen(Request(done.url, headers=dict(done.headers), method=done.method), timeout=DEADLINE_S) as reply:
+    asked = Request(done.url, done.body or None, dict(done.headers), method=done.method)
+    with urlopen(asked, timeout=DEADLINE_S) as reply:
         return bytes(reply.read())
 
 

@@ -27,14 +27,17 @@ FLOORS = {
 KEEPERS = {
     "pycurl": {"transfer/transport.py"},
     "mmap": {"source"},
-    "fcntl": {"checkpoint/journal.py"},
+    "fcntl": {"checkpoint/disk.py"},
     "hmac": {"wire/signing.py"},
     "xxhash": {"transfer/worker.py", "transfer/upload.py"},
     "_native": {"digests.py"},
-    "random": {"transfer/upload.py"},
-    "time": {"transfer/upload.py", "client.py", "cli"},
+    "random": {"transfer/service.py"},
+    "time": {"transfer/upload.py", "transfer/service.py", "transfer/checkpoint_file.py", "client.py", "cli"},
     "subprocess": {"transfer/launch.py", "cli"},
-    "asyncio": {"transfer/pool.py", "transfer/upload.py", "transfer/coordinator.py"},
+    "asyncio": {
+        "transfer/pool.py", "transfer/upload.py", "transfer/coordinator.py", "transfer/service.py",
+        "transfer/checkpoint_file.py",
+    },
     "xml": {"wire/xml.py"},
     "click": {"cli"},
     "rich": {"cli"},
@@ -113,8 +116,8 @@ def call_faults(relative: str, tree: ast.Module) -> Iterator[str]:
         called = ast.unparse(node.func)
         if called in FORBIDDEN_CALLS and not (called == "print" and here in PRINTERS):
             yield f"line {node.lineno}: {called}()"
-        if called in ("os.fsync", "os.fdatasync") and relative != "checkpoint/journal.py" and here != "testing":
-            yield f"line {node.lineno}: fsync is kept by checkpoint/journal.py"
+        if called in ("os.fsync", "os.fdatasync") and relative != "checkpoint/disk.py" and here != "testing":
+            yield f"line {node.lineno}: fsync is kept by checkpoint/disk.py"
 
 
 def name_faults(relative: str, tree: ast.Module) -> Iterator[str]:

@@ -245,6 +245,10 @@ class ObsClient:
             raise InvalidArgumentError("taskNum", f"an int from {TASK_NUM_MIN} to {TASK_NUM_MAX}", task_num)
         if encoding_type not in (None, "url"):
             raise InvalidArgumentError("encoding_type", "'url' or None", encoding_type)
+        if self._options.adopt and not is_checkpoint:
+            raise InvalidArgumentError(
+                "EngineOptions.adopt", "enableCheckpoint=True: an adopted upload needs a record", self._options.adopt
+            )
         key = _key(key)
         kind = self._target.signature
         properties, part_headers = _property_headers(kind, key, headers)
@@ -256,6 +260,7 @@ class ObsClient:
             if os.path.realpath(record) == os.path.realpath(path):
                 raise InvalidArgumentError("checkpointFile", "another file than uploadFile", record)
         return UploadRequest(
+            caller_pid=os.getpid(),
             path=path,
             bucket=bucket,
             key=key,

@@ -130,7 +130,11 @@ class JournalLockedError(JournalError):
 
 
 class JournalDamagedError(JournalError):
-    """A record in the middle does not match its checksum."""
+    """The records speak of two uploads: damage that cannot be repaired."""
+
+
+class ResumeRefusedError(JournalError):
+    """An earlier upload is known of, and whether or how it goes on is the user's to say; nothing was changed."""
 
 
 class JournalVersionError(JournalError):

@@ -9,6 +9,7 @@ from obs_engine.errors import InvalidArgumentError
 from obs_engine.limits import KIB, MIB
 
 Durability = Literal["power", "crash"]
+OnSourceChange = Literal["restart", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class EngineOptions:
             connections and 512 KiB on TLS, and less from 64 parts in flight on (see DESIGN.md).
         durability: "power": the journal's promises hold through a power loss; "crash": through a kill only.
         sync_interval_s: with "power", at most this long lie between a part's record and its sync, 0.01-60.
+        sync_parts: and at most so many parts, 1-10000.
+        on_source_change: a file that changed since its upload began: "restart" aborts the old upload and begins anew,
+            as the official SDK does; "refuse" raises SourceChangedError and changes nothing.
+        adopt: continue an upload of which no record is left here, from what the service has of it (needs
+            `enableCheckpoint`): True looks for the one open upload of the key, an upload id names it. Where there is a
+            record with an upload in it, that one is continued.
         check_bucket: send HEAD bucket before Initiate, as the official SDK does. Off by default: Initiate itself
             finds a missing bucket, and `PutObject` is then the only permission needed.
         connect_timeout_s: for a connection to stand, TLS included, 0.1-3600; None takes the client's `timeout`.
@@ -31,6 +38,9 @@ class EngineOptions:
     upload_buffer_bytes: int | None = None
     durability: Durability = "power"
     sync_interval_s: float = 1.0
+    sync_parts: int = 1000
+    on_source_change: OnSourceChange = "restart"
+    adopt: bool | str = False
     check_bucket: bool = False
     connect_timeout_s: float | None = None
 
@@ -41,6 +51,11 @@ class EngineOptions:
         _within(self, "connect_timeout_s", (int, float), 0.1, 3600, optional=True)
         if self.durability not in ("power", "crash"):
             raise InvalidArgumentError("EngineOptions.durability", "'power' or 'crash'", self.durability)
+        _within(self, "sync_parts", int, 1, 10_000)
+        if self.on_source_change not in ("restart", "refuse"):
+            raise InvalidArgumentError("EngineOptions.on_source_change", "'restart' or 'refuse'", self.on_source_change)
+        if not isinstance(self.adopt, (bool, str)) or self.adopt == "":
+            raise InvalidArgumentError("EngineOptions.adopt", "True, False or an upload id", self.adopt)
         if not isinstance(self.check_bucket, bool):
             raise InvalidArgumentError("EngineOptions.check_bucket", "True or False", self.check_bucket)
 

@@ -17,7 +17,7 @@ import pytest
 
 from harness import Caller, is_alive, make_file, wait_until
 from judges.swift import SwiftS3, skip_reason
-from obs_engine import ObsClient, ServiceError
+from obs_engine import EngineOptions, ObsClient, ServiceError
 from obs_engine.checkpoint.journal import peek
 from obs_engine.testing import LocalObs
 from obs_engine.wire import requests
@@ -118,8 +118,9 @@ def test_a_wrong_secret_is_refused(service: Service, source: Path, key: str) -> 
     assert caught.value.errorCode == "SignatureDoesNotMatch"
 
 
-def test_a_killed_upload_is_continued(service: Service, tmp_path: Path, key: str) -> None:
-    """kill -9 of the caller at a seeded part; the next call sends only what is not recorded."""
+@pytest.mark.parametrize("is_record_lost", [False, True])
+def test_a_killed_upload_is_continued(service: Service, tmp_path: Path, key: str, is_record_lost: bool) -> None:
+    """kill -9 of the caller at a seeded part; the next call sends only what is neither recorded nor there."""
     source = make_file(tmp_path / "big", 150 * PART - 5, SEED)
     record = tmp_path / "record"
     point = random.Random(SEED).randrange(10, 60)
@@ -138,9 +139,15 @@ def test_a_killed_upload_is_continued(service: Service, tmp_path: Path, key: str
     caller.end()
     wait_until(lambda: not any(map(is_alive, children)), "the end of all", deadline_s=2)
     kept = recorded()
-    with ObsClient(**service.arguments()) as client:
+    if is_record_lost:
+        record.unlink()
+    with ObsClient(**service.arguments(), engine=EngineOptions(adopt=is_record_lost)) as client:
         report = client.uploadFile(**call).report
-    assert (report.parts_resumed, report.parts_sent) == (kept, 150 - kept)
+    if is_record_lost:
+        assert report.parts_resumed == report.parts_adopted >= kept
+    else:
+        assert report.parts_resumed - report.parts_adopted == kept
+    assert report.parts_resumed + report.parts_sent == 150
     assert service.holds(key, source)
     assert service.open_uploads() == 0
 

@@ -234,6 +234,28 @@ def test_encryption_headers(client: ObsClient, source: str) -> None:
     assert ("x-obs-server-side-encryption", "kms") in kms.initiate_headers
 
 
+def test_what_makes_an_object_is_told_apart(client: ObsClient, source: str) -> None:
+    """Metadata, properties and encryption; of the caller's own headers, those that are known to make the object."""
+    headers = UploadFileHeader(acl="private", contentType="text/x", sseHeader=SseCHeader(key=KEY_C))
+    own = {
+        "X-OBS-Meta-B": "2", "Cache-Control": "no-store", "x-amz-tagging": "a=b", "x-obs-object-lock-mode": "ON",
+        "x-obs-traffic-limit": "819200", "x-trace": "1", "x-obs-callback": "c", "Origin": "o", "acl": "unprefixed",
+    }  # fmt: skip
+    request = built(client, "bkt", "k", source, metadata={"a": "1"}, headers=headers, extensionHeaders=own)
+    groups = {name: {header for header, _ in members} for name, members in request.object_options.items()}
+    prefix = "x-obs-server-side-encryption-customer-"
+    assert groups == {
+        "metadata": {"x-obs-meta-a", "X-OBS-Meta-B"},
+        "properties": {"x-obs-acl", "Content-Type", "Cache-Control", "x-amz-tagging", "x-obs-object-lock-mode"},
+        "encryption": {f"{prefix}algorithm", f"{prefix}key", f"{prefix}key-MD5"},
+    }
+    kms = built(client, "bkt", "k", source, headers=UploadFileHeader(sseHeader=SseKmsHeader(key="id")))
+    assert [name for name, _ in kms.object_options["encryption"]] == [
+        "x-obs-server-side-encryption", "x-obs-server-side-encryption-kms-key-id",
+    ]  # fmt: skip
+    assert built(client, "bkt", "k", source).object_options == {"metadata": (), "properties": (), "encryption": ()}
+
+
 def test_content_type_is_guessed_from_the_key(client: ObsClient, source: str) -> None:
     """The key's suffix decides, not the file's."""
     assert ("Content-Type", "image/png") in built(client, "bkt", "a.png", source).initiate_headers

@@ -26,7 +26,8 @@ from obs_engine.wire.requests import Target, complete
 from obs_engine.wire.signing import Credentials
 
 REQUEST = UploadRequest(
-    "/f\udcff", "b", "k/é", Target(Endpoint("https", "x", 443), "virtual", "v4", "r"), Credentials("a", "s", None),
+    4711, "/f\udcff", "b", "k/é", Target(Endpoint("https", "x", 443), "virtual", "v4", "r"),
+    Credentials("a", "s", None),
     9437184, 8, None, True, False, (("x-obs-acl", "private"),), (), (), None, 3,
     TransportOptions(60.0, 60.0, True, None, 65536), EngineOptions(processes=2),
 )  # fmt: skip

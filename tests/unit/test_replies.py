@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from obs_engine.wire.replies import (
+    ListedUpload,
     Reply,
+    UploadsPage,
     error_of,
     read_completed,
     read_fault,
     read_parts_page,
     read_upload_id,
+    read_uploads_page,
 )
 
 XMLNS = b'xmlns="http://obs.example.com/doc/2015-06-30/"'
@@ -34,6 +37,7 @@ def test_a_broken_body_is_a_fault_without_words(body: bytes) -> None:
     assert read_completed(Reply(200, body=body)) is None
     assert read_upload_id(Reply(200, body=body)) is None
     assert read_parts_page(Reply(200, body=body)) is None
+    assert read_uploads_page(Reply(200, body=body)) is None
 
 
 def test_a_complete_that_answers_200_with_an_error_is_no_object() -> None:
@@ -75,3 +79,45 @@ def test_pages_of_parts_end_where_the_service_says() -> None:
     last = read_parts_page(Reply(200, body=b"<ListPartsResult>" + part + b"</ListPartsResult>"))
     assert last is not None
     assert last.next_marker is None
+
+
+def uploads_page(inner: bytes, attributes: bytes = b"") -> UploadsPage | None:
+    body = b"<ListMultipartUploadsResult" + attributes + b">" + inner + b"</ListMultipartUploadsResult>"
+    return read_uploads_page(Reply(200, body=body))
+
+
+UPLOAD = b"<Upload><Key>a%2Fb+c</Key><UploadId>U1</UploadId><Initiated>2026-09-01T12:00:00Z</Initiated></Upload>"
+
+
+@pytest.mark.parametrize("attributes", [b"", b" " + XMLNS, b' xmlns="http://s3.example.com/doc/2006-03-01/"'])
+def test_open_uploads_are_read_in_any_namespace(attributes: bytes) -> None:
+    """Key, id and time as the service says; a key is decoded only where the service says that it is encoded."""
+    listed = ListedUpload("a%2Fb+c", "U1", "2026-09-01T12:00:00Z")
+    assert uploads_page(UPLOAD, attributes) == UploadsPage((listed,), None)
+    encoded = b"<EncodingType>url</EncodingType>" + UPLOAD
+    assert uploads_page(encoded, attributes) == UploadsPage((ListedUpload("a/b c", "U1", listed.initiated),), None)
+    assert uploads_page(b"", attributes) == UploadsPage((), None)
+
+
+def test_pages_of_uploads_end_where_the_service_says() -> None:
+    """The next markers are of key and id, the key decoded; without the word "truncated" the page is the last."""
+    markers = b"<NextKeyMarker>a%2Fb</NextKeyMarker><NextUploadIdMarker>U%2F9</NextUploadIdMarker>"
+    truncated = b"<IsTruncated>true</IsTruncated>" + markers
+    assert uploads_page(truncated) == UploadsPage((), ("a%2Fb", "U%2F9"))
+    assert uploads_page(b"<EncodingType>url</EncodingType>" + truncated) == UploadsPage((), ("a/b", "U%2F9"))
+    assert uploads_page(b"<IsTruncated>false</IsTruncated>" + markers) == UploadsPage((), None)
+    assert uploads_page(markers) == UploadsPage((), None)
+
+
+@pytest.mark.parametrize("inner", [b"", b"<Key>k</Key>", b"<Key/><UploadId>U</UploadId>", b"<Key>k</Key><UploadId/>"])
+def test_an_upload_without_a_name_makes_no_page(inner: bytes) -> None:
+    """Half an entry is not guessed at: the page is none; a time alone may be missing."""
+    assert uploads_page(UPLOAD + b"<Upload>" + inner + b"</Upload>") is None
+    timeless = uploads_page(b"<Upload><Key>k</Key><UploadId>U</UploadId></Upload>")
+    assert timeless == UploadsPage((ListedUpload("k", "U", ""),), None)
+
+
+def test_another_document_is_no_page_of_uploads() -> None:
+    """A page of parts, or an error under status 200, is none of uploads."""
+    for body in (b"<ListPartsResult></ListPartsResult>", b"<Error><Code>InternalError</Code></Error>"):
+        assert read_uploads_page(Reply(200, body=body)) is None

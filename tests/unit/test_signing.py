@@ -136,3 +136,23 @@ def test_complete_escapes_and_keeps_the_order_given() -> None:
         b'<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>"aa"</ETag></Part>'
         b"<Part><PartNumber>2</PartNumber><ETag>&lt;b&gt;</ETag></Part></CompleteMultipartUpload>"
     )
+
+
+def test_uploads_are_listed_by_the_prefix_of_their_key() -> None:
+    """The markers of a page go together; `uploads` alone is signed by `obs` and `v2`, all of it by `v4`."""
+    first = requests.list_uploads("bkt", "a b/é")
+    assert (first.method, first.bucket, first.key, first.body_length) == ("GET", "bkt", None, 0)
+    assert encode_query(first.query) == "uploads&prefix=a%20b/%C3%A9&max-uploads=1000&encoding-type=url"
+    following = requests.list_uploads("bkt", "k", "k/1", "U1")
+    assert encode_query(following.query) == (
+        "uploads&prefix=k&key-marker=k/1&upload-id-marker=U1&max-uploads=1000&encoding-type=url"
+    )
+    assert dict(requests.list_uploads("bkt", "k", "k/1").query)["upload-id-marker"] == ""
+    assert "upload-id-marker" not in dict(requests.list_uploads("bkt", "k", "", "U1").query)
+    for request in (first, following):
+        assert resource_of("bkt", None, request.query, "virtual", "obs", "") == "/bkt/?uploads"
+        assert resource_of("bkt", None, request.query, "path", "v2", "") == "/bkt?uploads"
+    canonical = canonical_request("GET", "/bkt", first.query, [], [], "UNSIGNED-PAYLOAD")
+    assert canonical.splitlines()[2] == "encoding-type=url&max-uploads=1000&prefix=a%20b%2F%C3%A9&uploads="
+    url = finish(following, Target(Endpoint("http", "127.0.0.1", 9000), "path", "v4", REGION), KEYS, NOW_S).url
+    assert url == f"http://127.0.0.1:9000/bkt?{encode_query(following.query)}"

@@ -5,20 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from obs_engine.checkpoint.records import Binding, Completed, Initiated, PartStored, Record
+from obs_engine.checkpoint.records import Binding, Completed, Initiated, Opened, PartStored, Record, core_of
 
 
 @dataclass
 class UploadState:
     """All that is known for certain of one upload. Owned by the coordinator; changed by `fold` alone.
 
-    Invariant: `parts` holds numbers from 1 to the binding's part count, and only after an upload id.
+    Invariant: `parts` holds numbers from 1 to the binding's part count, and only after an upload id. (What `salvage`
+    finds in a damaged journal may lack the binding or the upload id.)
+
+    Attributes:
+        core: the binding, as the upload id's record repeats it.
+        opened: who wrote last.
     """
 
     binding: Binding | None = None
     upload_id: str | None = None
     parts: dict[int, str] = field(default_factory=dict)
     is_completed: bool = False
+    core: bytes = b""
+    opened: Opened | None = None
+
+    def records(self) -> list[Record]:
+        """The fewest records that fold into this state; without a word of who wrote them."""
+        found: list[Record] = []
+        if self.binding is not None:
+            found.append(self.binding)
+        if self.upload_id is not None:
+            core = self.core or (core_of(self.binding) if self.binding is not None else b"")  # version 1 had none
+            found.append(Initiated(self.upload_id, core))
+        found += (PartStored(number, etag) for number, etag in sorted(self.parts.items()))
+        if self.is_completed:
+            found.append(Completed())
+        return found
 
     def stored_bytes(self) -> int:
         """Bytes of the parts that the service acknowledged."""
@@ -54,11 +74,13 @@ def fold(state: UploadState, record: Record) -> None:
     elif isinstance(record, Initiated):
         if state.binding is None or state.upload_id is not None:
             raise ContradictoryRecord("an upload id without a binding, or a second one")
-        state.upload_id = record.upload_id
+        state.upload_id, state.core = record.upload_id, record.core
     elif isinstance(record, Completed):
         if state.binding is None or len(state.parts) != state.binding.part_count:
             raise ContradictoryRecord("completed with parts missing")
         state.is_completed = True
+    elif isinstance(record, Opened):
+        state.opened = record
     else:
         if state.binding is not None:
             raise ContradictoryRecord("a second binding")
@@ -70,4 +92,29 @@ def fold_all(records: Iterable[Record]) -> UploadState:
     state = UploadState()
     for record in records:
         fold(state, record)
+    return state
+
+
+def salvage(records: Iterable[Record]) -> UploadState:
+    """What the sound records of a damaged journal say, whatever is missing between them.
+
+    Raises:
+        ContradictoryRecord: they speak of two uploads.
+    """
+    state = UploadState()
+    for record in records:
+        if isinstance(record, PartStored):
+            state.parts[record.part_number] = record.etag
+        elif isinstance(record, Initiated):
+            if state.upload_id not in (None, record.upload_id):
+                raise ContradictoryRecord("a second upload id")
+            state.upload_id, state.core = record.upload_id, record.core
+        elif isinstance(record, Completed):
+            state.is_completed = True
+        elif isinstance(record, Opened):
+            state.opened = record
+        else:
+            if state.binding not in (None, record):
+                raise ContradictoryRecord("a second binding")
+            state.binding = record
     return state

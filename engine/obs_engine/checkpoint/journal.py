@@ -1,99 +1,39 @@
 """The journal file: one writer under a lock, records appended and synced, an unfinished tail cut off.
 
-*Torn* and *damaged* are different words: a torn tail is what a crash leaves of the last write, and is cut; a bad
-record with sound ones behind it is damage, and is reported, never repaired in silence.
+A damaged file is only read, until a sound journal is put in its place at once, and the damaged one kept beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
-import stat
-from dataclasses import dataclass
+from collections.abc import Iterable
+from datetime import datetime, timezone
 from typing import Protocol
 
-from obs_engine.checkpoint.fold import ContradictoryRecord, UploadState, fold
+from obs_engine.checkpoint.disk import Disk
+from obs_engine.checkpoint.fold import UploadState, fold, fold_all
 from obs_engine.checkpoint.records import (
+    DATA_MAX_BYTES,
+    FRAME_BYTES,
     HEADER_BYTES,
-    MAGIC,
     VERSION,
+    Opened,
     Record,
-    UnreadableRecord,
-    decode,
     encode,
     header,
-    read_header,
 )
-from obs_engine.errors import JournalDamagedError, JournalError, JournalLockedError, JournalVersionError
+from obs_engine.checkpoint.recovery import Damage, looks_like_journal, looks_like_json, recover
+from obs_engine.errors import JournalError, JournalLockedError
 
 _log = logging.getLogger("obs_engine")
 
-
-@dataclass(frozen=True)
-class Recovered:
-    """What a journal's bytes hold: the folded state, and the length of its sound part (0 for a new file)."""
-
-    state: UploadState
-    sound_bytes: int
-
-
-def recover(data: bytes, path: str) -> Recovered:
-    """Reads a journal's bytes.
-
-    Raises:
-        JournalVersionError: not a journal, or of another version.
-        JournalDamagedError: a bad record with sound ones behind it, or one that contradicts those before it.
-    """
-    state = UploadState()
-    if len(data) < HEADER_BYTES and header().startswith(data):
-        return Recovered(state, 0)  # torn at its birth: nothing had been started on the service yet
-    version = read_header(data)
-    if version is None and not data.startswith(MAGIC):
-        raise JournalVersionError(
-            f"checkpoint file {path!r}: expected an obs-engine journal, found another file beginning with "
-            f"{data[:12]!r}; it was left as it is: name another checkpointFile"
-        )
-    if version is None:
-        if not data[HEADER_BYTES:].strip(b"\0"):
-            return Recovered(state, 0)
-        raise _damaged(path, 0, "a sound header", "one that does not match its checksum")
-    if version != VERSION:
-        raise JournalVersionError(
-            f"checkpoint file {path!r}: expected version {VERSION}, found {version}; continue this upload with the "
-            "release that began it, or name another checkpointFile"
-        )
-    offset = HEADER_BYTES
-    while offset < len(data):
-        try:
-            record, end = decode(data, offset)
-        except UnreadableRecord as error:
-            if _has_sound_record(data, offset + 1):
-                raise _damaged(path, offset, "a sound record", str(error)) from None
-            break
-        try:
-            fold(state, record)
-        except ContradictoryRecord as error:
-            raise _damaged(path, offset, "a record that follows from those before it", str(error)) from None
-        offset = end
-    return Recovered(state, offset)
-
-
-def _has_sound_record(data: bytes, start: int) -> bool:
-    for offset in range(start, len(data)):
-        with contextlib.suppress(UnreadableRecord):
-            decode(data, offset)
-            return True
-    return False
-
-
-def _damaged(path: str, offset: int, expected: str, found: str) -> JournalDamagedError:
-    return JournalDamagedError(
-        f"checkpoint file {path!r}, offset {offset}: expected {expected}, found {found}; the file was left as it is: "
-        "move it away to begin anew"
-    )
+FOREIGN_MAX_BYTES = 64 << 20
+"""A record of the official SDK takes 180 bytes a part, so 2 MB at most."""
+_FIRST_BYTES = HEADER_BYTES + FRAME_BYTES + DATA_MAX_BYTES
+_DISK = Disk()
 
 
 class JournalLike(Protocol):
@@ -104,9 +44,9 @@ class JournalLike(Protocol):
 
     def append(self, record: Record) -> None: ...
     def sync(self) -> None: ...
-    def restart(self) -> None: ...
+    def rewrite(self, records: Iterable[Record]) -> None: ...
     def remove(self) -> None: ...
-    def close(self) -> None: ...
+    def leave(self) -> None: ...
 
 
 class NoJournal:
@@ -122,50 +62,91 @@ class NoJournal:
 
     def sync(self) -> None: ...
 
-    def restart(self) -> None:
-        self.state = UploadState()
+    def rewrite(self, records: Iterable[Record]) -> None:
+        self.state = fold_all(records)
 
     def remove(self) -> None: ...
 
-    def close(self) -> None: ...
+    def leave(self) -> None: ...
 
 
 class Journal:
-    """An open, locked journal.
+    """A locked journal.
 
-    Invariant: `state` is exactly what the file's sound bytes fold into.
+    Invariant: where there is neither damage nor a foreign record, `state` is exactly what the file's sound bytes fold
+    into. Where there is one, the file is only read, until `rewrite` puts a sound journal in its place.
+
+    Attributes:
+        state: what the file says; in a damaged one, what is left of it.
+        damage: what is wrong with the file, None if nothing.
+        foreign: the file's bytes, where it is JSON: a record of the official SDK, perhaps.
     """
 
     path: str | None
 
-    def __init__(self, path: str, *, is_power_safe: bool = True) -> None:
-        """Opens or creates `path` (mode 0600), takes its lock and recovers what it holds.
+    def __init__(self, path: str, opened: Opened, *, is_power_safe: bool = True, disk: Disk = _DISK) -> None:
+        """Opens or creates `path` (mode 0600), takes its lock and recovers what it holds; writes nothing yet.
 
         Args:
+            opened: who writes.
             is_power_safe: `sync` means fsync; otherwise it does nothing, as a kill loses no written byte.
 
         Raises:
             JournalLockedError: another process writes it.
             JournalVersionError, JournalDamagedError: see `recover`; the file is unchanged.
-            JournalError: it cannot be created, read or written.
+            JournalError: it cannot be created or read.
         """
         self.path = path
+        path = os.path.realpath(path)  # Why: a new journal takes the name of the file, not of a link to it
         self._path = path
+        self._opened = opened
         self._is_power_safe = is_power_safe
-        self._is_dirty = False
-        self._fd = _open_locked(path)
+        self._disk = disk
+        self._is_dirty = self._is_entry_dirty = self._is_claimed = False
+        self.damage: Damage | None = None
+        self.foreign: bytes | None = None
+        self._fd = _open_locked(path, disk)
         try:
-            recovered = recover(_read(self._fd, path), path)
-            self.state = recovered.state
-            self._end = recovered.sound_bytes
-            self._cut()
-            if self._end == 0:
-                self._write(header())
-                self.sync()
-                self._sync_directory()
+            data = _read(self._fd, path, disk)
+            if looks_like_json(data):
+                self.foreign, self.state, self._end, self._version = data, UploadState(), 0, VERSION
+                return
+            found = recover(data, path)
         except BaseException:
-            os.close(self._fd)
+            disk.close(self._fd)
             raise
+        self.state, self._end, self._version, self.damage = (
+            found.state, found.sound_bytes, found.version, found.damage
+        )  # fmt: skip
+        last = found.records[-1] if found.records else (0, None)
+        self._opened_at = last[0] if isinstance(last[1], Opened) else None
+        self._opener = data[last[0] : self._end] if self._opened_at is not None else b""
+        self._size = len(data)
+
+    def claim(self) -> None:
+        """Cuts a torn tail off and says who writes. Not before the caller has seen that it is his upload.
+
+        Raises:
+            JournalError: the disk is full or failed.
+        """
+        assert self.damage is None
+        assert self.foreign is None
+        if self._version != VERSION:
+            self.rewrite(self.state.records())
+            return
+        if 0 < self._end < self._size:
+            _log.info("checkpoint file %s: cut an unfinished tail of %d bytes", self._path, self._size - self._end)
+        self._cut()
+        self._size = self._end
+        if self._opened_at is not None:  # nothing was stored since: the file shall not grow by being opened
+            self._end = self._opened_at
+        head = b"" if self._end else header()
+        self._is_entry_dirty |= self._end == 0
+        opened_at = self._end + len(head)
+        self._write(head + encode(self._opened))
+        self._cut()
+        self._opened_at, self._is_claimed = opened_at, True
+        fold(self.state, self._opened)
 
     def append(self, record: Record) -> None:
         """Writes a record behind the others, then folds it into `state`. Not yet synced.
@@ -173,75 +154,173 @@ class Journal:
         Raises:
             JournalError: the disk is full or failed; the journal holds what it held before.
         """
+        assert self.damage is None
+        assert self.foreign is None
         self._write(encode(record))
         fold(self.state, record)
 
     def sync(self) -> None:
-        """Makes all that was appended durable, as far as the durability policy asks."""
-        if not (self._is_power_safe and self._is_dirty):
-            self._is_dirty = False
-            return
-        try:
-            os.fsync(self._fd)
-        except OSError as error:
-            raise self._failed("synced", error) from error
-        self._is_dirty = False
+        """Makes all that was appended durable, as far as the durability policy asks.
 
-    def restart(self) -> None:
-        """Forgets all records: the caller has the user's or the service's word for it."""
-        self._end = 0
-        self._cut()
-        self.state = UploadState()
-        self._write(header())
+        Raises:
+            JournalError: the disk failed. What it holds is not known: no more may be built on this journal.
+        """
+        if self._is_power_safe:
+            try:
+                if self._is_dirty:
+                    self._disk.sync(self._fd)
+                if self._is_entry_dirty:
+                    self._disk.sync_directory(self._path)
+            except OSError as error:
+                raise self._failed("synced", error) from error
+        self._is_dirty = self._is_entry_dirty = False
+
+    def rewrite(self, records: Iterable[Record]) -> None:
+        """Puts a journal of these records in the file's place, at once and durably: the old one stands until then.
+
+        A damaged file, or one that is not ours, is kept beside it under another name.
+
+        Raises:
+            JournalError: the disk is full or failed; the old file is as it was.
+        """
+        records = list(records)
+        disk, path, new = self._disk, self._path, f"{self._path}.new"
+        aside = self._set_aside()
+        data = header() + encode(self._opened) + b"".join(map(encode, records))
+        fd = -1
+        try:
+            self._remove_unfinished(new)
+            fd = disk.open(new, is_new=True)
+            if not disk.lock(fd):
+                raise OSError(errno.EWOULDBLOCK, "another upload at work on it")
+            disk.write(fd, data, 0)
+            if self._is_power_safe:
+                disk.sync(fd)
+            disk.rename(new, path)
+        except OSError as error:
+            if fd >= 0:
+                disk.close(fd)
+                with contextlib.suppress(OSError):
+                    disk.unlink(new)
+            raise self._failed("written anew", error) from error
+        disk.close(self._fd)
+        self._fd, self._end, self._version = fd, len(data), VERSION
+        self._is_dirty, self._is_entry_dirty = False, True
+        self.damage = self.foreign = None
+        self._opened_at = None if records else HEADER_BYTES
+        self.state = fold_all([self._opened, *records])
+        self.sync()
+        if aside is not None:
+            _log.warning("checkpoint file %s: written anew; what was there is kept as %s", path, aside)
 
     def remove(self) -> None:
         """Deletes the file and gives the lock up."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        with contextlib.suppress(JournalError):  # Why: a record of a finished upload may come back, and be found so
-            self._sync_directory()
+        with contextlib.suppress(OSError):
+            self._remove_unfinished(f"{self._path}.new")
+        with contextlib.suppress(OSError):  # Why: a record of a finished upload may come back, and be found so
+            self._disk.unlink(self._path)
+            if self._is_power_safe:
+                self._disk.sync_directory(self._path)
         self.close()
 
+    def leave(self) -> None:
+        """Syncs the file and gives the lock up; a journal that knows of no upload is not left lying about.
+
+        Where nothing was stored since `claim`, the name that it wrote is taken back: the file is what it was.
+
+        Raises:
+            JournalError: the disk failed; the lock is given up nevertheless.
+        """
+        if self._fd < 0:
+            return  # removed
+        is_without_progress = self.state.upload_id is None and not self.state.parts
+        if is_without_progress and self.damage is None and self.foreign is None:
+            self.remove()
+            return
+        try:
+            if self._is_claimed and self._opened_at is not None:  # nothing was stored: the file is left as it was found
+                self._end = self._opened_at
+                self._write(self._opener)
+                self._cut()
+            self.sync()
+        finally:
+            self.close()
+
     def close(self) -> None:
-        """Gives the lock up; the file stays."""
+        """Gives the lock up; the file stays as it is."""
         if self._fd >= 0:
-            os.close(self._fd)
+            self._disk.close(self._fd)
             self._fd = -1
 
     def _write(self, data: bytes) -> None:
         try:
-            written = os.pwrite(self._fd, data, self._end)
-            if written != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._disk.write(self._fd, data, self._end)
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._end)
+                self._disk.truncate(self._fd, self._end)
             raise self._failed("written", error) from error
         self._end += len(data)
+        self._opened_at = None
         self._is_dirty = True
 
     def _cut(self) -> None:
-        size = os.fstat(self._fd).st_size
-        if size > self._end:
-            if self._end:
-                _log.info("checkpoint file %s: cut an unfinished tail of %d bytes", self._path, size - self._end)
-            try:
-                os.ftruncate(self._fd, self._end)
-            except OSError as error:
-                raise self._failed("cut", error) from error
-            self._is_dirty = True
-
-    def _sync_directory(self) -> None:
-        if not self._is_power_safe:
-            return
         try:
-            fd = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            if self._disk.size(self._fd) > self._end:
+                self._disk.truncate(self._fd, self._end)
+                self._is_dirty = True
         except OSError as error:
-            raise self._failed("synced with its directory", error) from error
+            raise self._failed("cut", error) from error
+
+    def _set_aside(self) -> str | None:
+        """Gives a file that is damaged, or not ours, a second name, durably; None where there is no need."""
+        if self.damage is None and self.foreign is None:
+            return None
+        why = "damaged" if self.damage is not None else "sdk"
+        for number in range(1, 10_000):
+            aside = f"{self._path}.{why}" + (f".{number}" if number > 1 else "")
+            if self._is_kept_as(aside):
+                return aside
+        raise JournalError(f"checkpoint file {self._path!r}: expected a free name beside it, found none; tidy up there")
+
+    def _is_kept_as(self, aside: str) -> bool:
+        """Keeps the file under that name, too; False where the name is taken."""
+        try:
+            if not self._disk.is_at(self._fd, aside):  # else by an earlier call, which failed later
+                try:
+                    self._disk.link(self._path, aside)
+                except FileExistsError:
+                    raise
+                except OSError:  # a filesystem that has no second names
+                    self._copy(aside)
+            if self._is_power_safe:
+                self._disk.sync_directory(aside)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise self._failed("kept aside", error) from error
+        return True
+
+    def _copy(self, aside: str) -> None:
+        disk = self._disk
+        fd = disk.open(aside, is_new=True)
+        try:
+            disk.write(fd, disk.read(self._fd, disk.size(self._fd), 0), 0)
+            disk.sync(fd)
+        except OSError:
+            with contextlib.suppress(OSError):
+                disk.unlink(aside)
+            raise
+        finally:
+            disk.close(fd)
+
+    def _remove_unfinished(self, new: str) -> None:
+        """Takes away what a crash left of an earlier rewriting, and nothing that is not ours."""
+        with contextlib.suppress(FileNotFoundError):
+            with open(new, "rb") as file:
+                first = file.read(HEADER_BYTES)
+            if not header().startswith(first.rstrip(b"\0")):  # a power loss may leave zeros
+                raise OSError(errno.EEXIST, f"{new!r}, which is no journal, in the way")
+            self._disk.unlink(new)
 
     def _failed(self, verb: str, error: OSError) -> JournalError:
         return JournalError(
@@ -251,47 +330,57 @@ class Journal:
         )
 
 
-def _open_locked(path: str) -> int:
+def _open_locked(path: str, disk: Disk) -> int:
     while True:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+            fd = disk.open(path)
         except OSError as error:
             raise JournalError(
                 f"checkpoint file {path!r}: expected a file that can be written, found {error.strerror}; "
                 "name another checkpointFile or change the directory's mode"
             ) from None
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise JournalError(f"checkpoint file {path!r}: expected a regular file; name another checkpointFile")
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = disk.lock(fd)
+            # It may be that of a file which its last owner has just removed: only the one under the name counts.
+            is_ours = is_locked and disk.is_at(fd, path)
         except OSError as error:
-            os.close(fd)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise JournalError(
-                    f"checkpoint file {path!r}: expected a lock, found {error.strerror}; name a checkpointFile on a "
-                    "filesystem that has locks"
-                ) from None
-            raise JournalLockedError(
-                f"checkpoint file {path!r}: expected to be its only writer, found another upload at work on it; "
-                "wait for that one, or name another checkpointFile",
-                checkpoint_file=path,
+            disk.close(fd)
+            raise JournalError(
+                f"checkpoint file {path!r}: expected a lock, found {error.strerror}; name a checkpointFile on a "
+                "filesystem that has locks"
             ) from None
-        # The lock may be that of a file which its last owner has just removed: only the one under the name counts.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), os.stat(path)):
-                return fd
-        os.close(fd)
+        if not is_locked:
+            disk.close(fd)
+            raise _locked(path)
+        if is_ours:
+            return fd
+        disk.close(fd)
 
 
-def _read(fd: int, path: str) -> bytes:
+def _locked(path: str) -> JournalLockedError:
+    state = peek(path)
+    holder = state.opened if state is not None else None
+    found = "another upload at work on it"
+    if holder is not None:
+        since = datetime.fromtimestamp(holder.since_s, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+        found = f"process {holder.pid} on host {holder.host} at work on it since {since}"
+    return JournalLockedError(
+        f"checkpoint file {path!r}: expected to be its only writer, found {found}; wait for that one, or name another "
+        "checkpointFile",
+        checkpoint_file=path,
+    )
+
+
+def _read(fd: int, path: str, disk: Disk) -> bytes:
     try:
-        first = os.pread(fd, HEADER_BYTES, 0)
-        if not header().startswith(first) and not first.startswith(MAGIC):
+        first = disk.read(fd, _FIRST_BYTES, 0)
+        size = disk.size(fd)
+        if looks_like_json(first):
+            size = min(size, FOREIGN_MAX_BYTES)
+        elif not looks_like_journal(first):
             return first  # no journal, and perhaps a very large file
-        size = os.fstat(fd).st_size
-        chunks, offset = [], 0
-        while chunk := os.pread(fd, max(1, size - offset), offset):
+        chunks, offset = [first], len(first)
+        while offset < size and (chunk := disk.read(fd, size - offset, offset)):
             chunks.append(chunk)
             offset += len(chunk)
         return b"".join(chunks)
@@ -301,15 +390,27 @@ def _read(fd: int, path: str) -> bytes:
         ) from None
 
 
+def read_file(path: str) -> bytes:
+    """The bytes of a checkpoint file, read without its lock and without changing it.
+
+    Raises:
+        JournalError: it cannot be read, or is neither a journal nor a record of the official SDK.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise JournalError(
+            f"checkpoint file {path!r}: expected a readable file, found {error.strerror}; check the path"
+        ) from None
+    try:
+        return _read(fd, path, _DISK)
+    finally:
+        os.close(fd)
+
+
 def peek(path: str) -> UploadState | None:
     """What a journal says, read without its lock and without changing it; None where it cannot be read as one."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        return recover(_read(fd, path), path).state
+        return recover(read_file(path), path).state
     except JournalError:
         return None
-    finally:
-        os.close(fd)

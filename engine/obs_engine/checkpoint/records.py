@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from obs_engine.checkpoint.fingerprint import DIGEST_BYTES, GROUPS, Fingerprint, from_version_1
+
 MAGIC = b"\x89OBSENG\n"  # Why 0x89 and a newline: a text-mode copy or a 7-bit channel damages them visibly
-VERSION = 1
+VERSION = 2
 BYTE_ORDER_MARK = 0x0102
 
 _HEADER = struct.Struct("<8sHHI")
 _FRAME = struct.Struct("<IHBB")
 _NUMBERS = struct.Struct("<QqqQQQ")
 _PART = struct.Struct("<I")
-_NO_DIGEST = bytes(16)
+_OPENED = struct.Struct("<Iq16s")
+_NO_DIGEST = bytes(DIGEST_BYTES)
+_FINGERPRINT_BYTES = DIGEST_BYTES * (1 + len(GROUPS))
+_CORE_BYTES = _NUMBERS.size + _FINGERPRINT_BYTES + 2 * DIGEST_BYTES
 
 HEADER_BYTES = _HEADER.size
 FRAME_BYTES = _FRAME.size
 DATA_MAX_BYTES = 16 * 1024
+PATH_MAX_BYTES = 255
+HOST_MAX_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Binding:
-    """The first record: which upload this journal belongs to.
+    """Which upload this journal belongs to.
 
     Attributes:
         bucket, key, endpoint: the target, the endpoint as `scheme://host[:port]`.
-        path: absolute path of the file, for people; not compared, a file may be moved.
+        path: the end of the file's absolute path, `PATH_MAX_BYTES` of it; see `path_end`.
         size_bytes, mtime_ns, ctime_ns, inode, device: identity of the file.
         part_size_bytes: the plan; part n covers bytes from (n-1) * part_size_bytes.
-        options_digest: 16 bytes over the options that change the object; never the options themselves.
+        options: fingerprint of the options that change the object; never the options themselves.
         content_digest: 16 bytes over the file's content with `checkSum`, else empty.
     """
 
@@ -45,7 +55,7 @@ class Binding:
     inode: int
     device: int
     part_size_bytes: int
-    options_digest: bytes
+    options: Fingerprint
     content_digest: bytes = b""
 
     @property
@@ -59,9 +69,14 @@ class Binding:
 
 @dataclass(frozen=True)
 class Initiated:
-    """The service gave an upload id."""
+    """The service gave an upload id.
+
+    `core` repeats the binding but for its texts, so that no single damage takes both; see `core_of`. Empty in a journal
+    of version 1.
+    """
 
     upload_id: str
+    core: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -77,9 +92,28 @@ class Completed:
     """The service has assembled the object. What remains is to remove the journal."""
 
 
-Record = Binding | Initiated | PartStored | Completed
+@dataclass(frozen=True)
+class Opened:
+    """Who writes the journal: for the message to others, and for people. Says nothing of the upload.
 
-_BINDING, _INITIATED, _PART_STORED, _COMPLETED = 1, 2, 3, 4
+    Attributes:
+        pid, host: the process that called; `HOST_MAX_BYTES` of the host's name.
+        since_s: when it came, seconds since 1970.
+        target: `target_digest` of what it uploads to.
+    """
+
+    pid: int
+    since_s: int
+    target: bytes
+    host: str
+
+
+Record = Binding | Initiated | PartStored | Completed | Opened
+
+_BINDING, _INITIATED, _PART_STORED, _COMPLETED, _OPENED_BY = 1, 2, 3, 4, 5
+
+
+_TYPE_AND_ZERO = re.compile(rb"[\x01-\x05]\x00")
 
 
 class UnreadableRecord(Exception):
@@ -110,8 +144,11 @@ def encode(record: Record) -> bytes:
     return struct.pack("<I", zlib.crc32(tail)) + tail
 
 
-def decode(data: bytes, offset: int) -> tuple[Record, int]:
+def decode(data: bytes, offset: int, version: int = VERSION) -> tuple[Record, int]:
     """The record at `offset`, and the offset behind it.
+
+    Args:
+        version: 1 or 2, from the header.
 
     Raises:
         UnreadableRecord: it is cut, or its checksum or content is wrong.
@@ -128,45 +165,99 @@ def decode(data: bytes, offset: int) -> tuple[Record, int]:
     if found != checksum:
         raise UnreadableRecord(f"checksum {checksum:08x} written, {found:08x} found")
     try:
-        return _unpack(kind, data[offset + FRAME_BYTES : end]), end
+        return _unpack(kind, data[offset + FRAME_BYTES : end], version), end
     except (struct.error, UnicodeDecodeError, IndexError, ValueError) as error:
         raise UnreadableRecord(f"type {kind}: {error}") from None
 
 
+def may_begin(data: bytes, start: int) -> Iterator[int]:
+    """Offsets from `start` on at which a record may begin, as type and zero stand where they must."""
+    for found in _TYPE_AND_ZERO.finditer(data, start + 6):
+        yield found.start() - 6
+
+
+def target_digest(endpoint: str, bucket: str, key: str) -> bytes:
+    """16 bytes that stand for a target."""
+    return hashlib.blake2b("\0".join((endpoint, bucket, key)).encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def path_end(path: str) -> str:
+    """As much of a path's end as a binding keeps."""
+    return os.fsdecode(os.fsencode(path)[-PATH_MAX_BYTES:])
+
+
+def core_of(binding: Binding) -> bytes:
+    """All of a binding but its texts, of which a digest of the target stands there."""
+    return _packed_core(binding) + target_digest(*binding.target)
+
+
+def restored(core: bytes, endpoint: str, bucket: str, key: str, path: str) -> Binding | None:
+    """The binding behind a core, if it is that of this target; None otherwise."""
+    if len(core) != _CORE_BYTES or core[-DIGEST_BYTES:] != target_digest(endpoint, bucket, key):
+        return None
+    return Binding(bucket, key, endpoint, path_end(path), *_unpacked_core(core))
+
+
 def _pack(record: Record) -> tuple[int, bytes]:
-    if isinstance(record, PartStored):
-        return _PART_STORED, _PART.pack(record.part_number) + _text(record.etag)
-    if isinstance(record, Initiated):
-        return _INITIATED, _text(record.upload_id)
-    if isinstance(record, Completed):
-        return _COMPLETED, b""
-    numbers = _NUMBERS.pack(
-        record.size_bytes, record.mtime_ns, record.ctime_ns, record.inode, record.device, record.part_size_bytes
-    )
-    assert len(record.options_digest) == 16
-    assert len(record.content_digest) in (0, 16)
-    texts = b"".join(map(_text, (record.bucket, record.key, record.endpoint, record.path)))
-    return _BINDING, numbers + record.options_digest + (record.content_digest or _NO_DIGEST) + texts
+    match record:
+        case PartStored():
+            return _PART_STORED, _PART.pack(record.part_number) + _text(record.etag)
+        case Initiated():
+            return _INITIATED, record.core + _text(record.upload_id)
+        case Completed():
+            return _COMPLETED, b""
+        case Opened():
+            host = _text(record.host.encode("utf-8", "replace")[:HOST_MAX_BYTES].decode("utf-8", "ignore"))
+            return _OPENED_BY, _OPENED.pack(record.pid, record.since_s, record.target) + host
+        case Binding():
+            texts = b"".join(map(_text, (record.bucket, record.key, record.endpoint, record.path)))
+            return _BINDING, _packed_core(record) + texts
 
 
-def _unpack(kind: int, data: bytes) -> Record:
+def _unpack(kind: int, data: bytes, version: int) -> Record:
     if kind == _PART_STORED:
         (number,) = _PART.unpack_from(data)
         (etag,) = _texts(data, _PART.size, 1)
         return PartStored(number, etag)
     if kind == _INITIATED:
-        return Initiated(*_texts(data, 0, 1))
-    if kind == _COMPLETED:
+        core = data[:_CORE_BYTES] if version > 1 else b""
+        (upload_id,) = _texts(data, len(core), 1)
+        return Initiated(upload_id, core)
+    if kind == _COMPLETED and not data:
         return Completed()
+    if kind == _OPENED_BY:
+        pid, since_s, target = _OPENED.unpack_from(data)
+        (host,) = _texts(data, _OPENED.size, 1)
+        return Opened(pid, since_s, target, host)
     if kind == _BINDING:
-        size, mtime, ctime, inode, device, part_size = _NUMBERS.unpack_from(data)
-        options, content = data[_NUMBERS.size :][:16], data[_NUMBERS.size + 16 :][:16]
-        bucket, key, endpoint, path = _texts(data, _NUMBERS.size + 32, 4)
-        if part_size < 1:
-            raise ValueError("a part size below 1")
-        content = b"" if content == _NO_DIGEST else content
-        return Binding(bucket, key, endpoint, path, size, mtime, ctime, inode, device, part_size, options, content)
+        head = _CORE_BYTES - DIGEST_BYTES
+        if version == 1:  # one digest of the options, where there is a fingerprint now
+            head -= _FINGERPRINT_BYTES - DIGEST_BYTES
+        bucket, key, endpoint, path = _texts(data, head, 4)
+        return Binding(bucket, key, endpoint, path, *_unpacked_core(data[:head], version))
     raise ValueError("unknown type")
+
+
+def _packed_core(binding: Binding) -> bytes:
+    numbers = _NUMBERS.pack(
+        binding.size_bytes, binding.mtime_ns, binding.ctime_ns, binding.inode, binding.device, binding.part_size_bytes
+    )
+    options = b"".join((binding.options.salt, *binding.options.digests))
+    assert len(options) == _FINGERPRINT_BYTES
+    assert len(binding.content_digest) in (0, DIGEST_BYTES)
+    return numbers + options + (binding.content_digest or _NO_DIGEST)
+
+
+def _unpacked_core(core: bytes, version: int = VERSION) -> tuple[int, int, int, int, int, int, Fingerprint, bytes]:
+    size, mtime, ctime, inode, device, part_size = _NUMBERS.unpack_from(core)
+    if part_size < 1:
+        raise ValueError("a part size below 1")
+    digests = [core[at : at + DIGEST_BYTES] for at in range(_NUMBERS.size, len(core), DIGEST_BYTES)]
+    if version == 1:
+        options, content = from_version_1(digests[0]), digests[1]
+    else:
+        options, content = Fingerprint(digests[0], tuple(digests[1 : 1 + len(GROUPS)])), digests[1 + len(GROUPS)]
+    return size, mtime, ctime, inode, device, part_size, options, b"" if content == _NO_DIGEST else content
 
 
 def _text(text: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -19,6 +20,10 @@ def main() -> None:
 
     from obs_engine.errors import InvalidArgumentError, ObsEngineError
 
+    warnings = logging.StreamHandler()
+    warnings.setLevel(logging.WARNING)
+    warnings.setFormatter(logging.Formatter("obs-engine: %(message)s"))
+    logging.getLogger("obs_engine").addHandler(warnings)
     try:
         _group().main(prog_name="obs-engine", standalone_mode=False)
     except InvalidArgumentError as error:
@@ -38,8 +43,9 @@ def main() -> None:
 def _group() -> click.Group:  # type: ignore[name-defined]  # noqa: F821
     import click
 
-    from obs_engine.cli.cp import cp
+    from obs_engine.cli.cp import cp, resume
     from obs_engine.cli.demo import demo
+    from obs_engine.cli.journal import journal
     from obs_engine.cli.serve import serve
 
     @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,7 +53,7 @@ def _group() -> click.Group:  # type: ignore[name-defined]  # noqa: F821
     def group() -> None:
         """Resumable, multiprocessing uploads to Huawei OBS."""
 
-    for command in (cp, serve, demo):
+    for command in (cp, resume, journal, serve, demo):
         group.add_command(command)
     return group
 

@@ -27,8 +27,9 @@ _SHUTDOWN_S = 1.5
 class Coordinator:
     """Accepts uploads and runs them side by side."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, caller_pid: int) -> None:
         self._control = control
+        self._caller_pid = caller_pid
         self._pool: WorkerPool | None = None
         self._calls: dict[_Call, asyncio.Task[None]] = {}
         self._is_ending = asyncio.Event()
@@ -39,9 +40,12 @@ class Coordinator:
         self._control.setblocking(False)
         loop.add_reader(self._control.fileno(), self._on_control)
         # Why: another process forked by the host may hold a copy of the control socket and keep it open.
-        parent = _watch_parent()
-        if parent is not None:
-            loop.add_reader(parent, self._is_ending.set)
+        try:
+            loop.add_reader(os.pidfd_open(self._caller_pid), self._is_ending.set)
+        except ProcessLookupError:  # ended already: its parent's number would be somebody else's
+            self._is_ending.set()
+        except (AttributeError, OSError):
+            pass  # a system without pidfd: the control socket must do
         logger = logging.getLogger("obs_engine")
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
@@ -183,18 +187,10 @@ def default_processes() -> int:
     return max(1, min(PROCESSES_MAX, cores))
 
 
-def _watch_parent() -> int | None:
-    """A descriptor that becomes readable when the caller's process ends; None where the system has none."""
-    try:
-        return os.pidfd_open(os.getppid())
-    except (AttributeError, OSError):
-        return None
-
-
-def main(control_descriptor: int) -> NoReturn:
+def main(control_descriptor: int, caller_pid: int) -> NoReturn:
     """The whole life of a coordinator process."""
     os.chdir("/")  # Why: the host's directory must stay free to be unmounted
     gc.freeze()  # what was loaded is never garbage; workers inherit this, and leave those pages shared
     gc.enable()
-    asyncio.run(Coordinator(socket.socket(fileno=control_descriptor)).run())
+    asyncio.run(Coordinator(socket.socket(fileno=control_descriptor), caller_pid).run())
     os._exit(0)  # Why: all is closed and synced, and taking an interpreter apart costs as much as 100 MB of upload

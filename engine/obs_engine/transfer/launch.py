@@ -23,7 +23,7 @@ from obs_engine.transfer.messages import Decoder, UploadRequest, encode
 # Why without collection while modules load: what they make stays for good, and is looked through again and again.
 _BOOT = (
     "import gc; gc.disable(); import sys, json; sys.path += json.loads(sys.argv[2]); "
-    "from obs_engine.transfer.coordinator import main; main(int(sys.argv[1]))"
+    "from obs_engine.transfer.coordinator import main; main(int(sys.argv[1]), int(sys.argv[3]))"
 )
 # What a child needs of the environment. Everything else stays out of it: keys are often kept there.
 _ENVIRONMENT = frozenset({"PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "SSL_CERT_FILE", "SSL_CERT_DIR"})
@@ -112,7 +112,7 @@ class _Coordinator:
             path = json.dumps(_import_path())
             utf8 = ["-X", "utf8"] if sys.flags.utf8_mode else []
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", *utf8, "-c", _BOOT, str(theirs.fileno()), path],
+                [sys.executable, "-I", "-S", *utf8, "-c", _BOOT, str(theirs.fileno()), path, str(self.owner_pid)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ from obs_engine.errors import ObsEngineError, from_fields
 from obs_engine.options import EngineOptions
 from obs_engine.source.identity import FileIdentity
 from obs_engine.wire.endpoint import Endpoint
+from obs_engine.wire.object_headers import by_effect
 from obs_engine.wire.replies import Reply
 from obs_engine.wire.requests import Request, Target
 from obs_engine.wire.signing import Credentials, Headers
@@ -73,6 +74,7 @@ class UploadRequest:
     """One `uploadFile`, validated: all that the coordinator needs to know of it.
 
     Attributes:
+        caller_pid: of the process that calls.
         path: absolute.
         part_size_bytes: as asked; the plan clamps it.
         task_num: parts in flight at most, 1-10000.
@@ -84,6 +86,7 @@ class UploadRequest:
         common_headers: of every request (extension headers).
     """
 
+    caller_pid: int
     path: str
     bucket: str
     key: str
@@ -101,6 +104,16 @@ class UploadRequest:
     max_retry_count: int
     transport: TransportOptions
     engine: EngineOptions
+
+    @property
+    def target_name(self) -> tuple[str, str, str]:
+        """Endpoint, bucket and key: what a journal is bound to."""
+        return str(self.target.endpoint), self.bucket, self.key
+
+    @property
+    def object_options(self) -> dict[str, Headers]:
+        """The headers that make the object what it is, by group."""
+        return by_effect((*self.initiate_headers, *self.part_headers), self.common_headers)
 
 
 # --- coordinator -> caller --------------------------------------------------------------------------------------
@@ -123,6 +136,7 @@ class UploadReport:
         upload_id: the service's.
         size_bytes, part_size_bytes, parts: the plan.
         parts_resumed: parts that an earlier call had stored.
+        parts_adopted: those of them of which the service knew, and no record.
         parts_sent: parts that this call stored.
         part_attempts: UploadPart requests of this call, retries included.
         seconds: of this call in the coordinator.
@@ -133,6 +147,7 @@ class UploadReport:
     part_size_bytes: int
     parts: int
     parts_resumed: int
+    parts_adopted: int
     parts_sent: int
     part_attempts: int
     seconds: float
@@ -204,12 +219,20 @@ class RequestTask(NamedTuple):
 
 
 class HashTask(NamedTuple):
-    """Digest `length` bytes from `offset`."""
+    """xxh3-128 of `length` bytes from `offset`."""
 
     task: int
     upload: int
     offset: int
     length: int
+
+
+class Md5Task(NamedTuple):
+    """MD5 of each range (offset, length), all of them side by side."""
+
+    task: int
+    upload: int
+    ranges: tuple[tuple[int, int], ...]
 
 
 # --- worker -> coordinator --------------------------------------------------------------------------------------
@@ -230,10 +253,10 @@ class TaskReplied(NamedTuple):
 
 
 class HashDone(NamedTuple):
-    """xxh3-128 of the range, 32 hex digits."""
+    """Digests of a task's ranges, in their order, 32 hex digits each."""
 
     task: int
-    digest: str
+    digests: tuple[str, ...]
 
 
 class TaskFailed(NamedTuple):
@@ -244,13 +267,13 @@ class TaskFailed(NamedTuple):
 
 
 Outcome = PartStoredReply | TaskReplied | HashDone | TaskFailed
-Task = PartTask | RequestTask | HashTask
+Task = PartTask | RequestTask | HashTask | Md5Task
 
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
         TransportOptions, ErrorInfo, UploadRequest, Progress, UploadReport, Uploaded, Failed, Logged, OpenUpload,
-        CloseUpload, PartTask, RequestTask, HashTask, PartStoredReply, TaskReplied, HashDone, TaskFailed,
+        CloseUpload, PartTask, RequestTask, HashTask, Md5Task, PartStoredReply, TaskReplied, HashDone, TaskFailed,
         EngineOptions, FileIdentity, Endpoint, Reply, Request, Target, Credentials,
     )
 }  # fmt: skip

@@ -18,6 +18,15 @@ _STORAGE_TO_V2 = {"WARM": "STANDARD_IA", "COLD": "GLACIER"}
 _STORAGE_TO_OBS = {"STANDARD_IA": "WARM", "GLACIER": "COLD"}
 _GRANTS = {"READ": "read", "READ_ACP": "read-acp", "WRITE_ACP": "write-acp", "FULL_CONTROL": "full-control"}
 
+# Source: OBS API Reference, "Initiating a Multipart Upload", request headers; the plain ones are stored as they are.
+_OBJECT_HEADERS = frozenset(
+    {"content-type", "content-encoding", "content-disposition", "content-language", "cache-control", "expires"}
+)
+_OBJECT_PREFIXES = (
+    "meta-", "acl", "grant-", "storage-class", "website-redirect-location", "server-side-encryption", "expires",
+    "tagging", "object-lock-",
+)  # fmt: skip
+
 
 def encode_value(value: object) -> str:
     """Percent-encodes a header value as the official SDK does; the encoded form is what is signed and stored."""
@@ -95,3 +104,25 @@ def sse_kms_headers(kind: SignatureKind, key_id: str | None) -> Headers:
     if key_id:
         headers.append((f"{prefix}server-side-encryption-{key_name}", encode_value(key_id)))
     return tuple(headers)
+
+
+def by_effect(headers: Headers, extension: Headers = ()) -> dict[str, Headers]:
+    """The headers that make an object what it is, as "metadata", "properties" and "encryption".
+
+    Args:
+        headers: of Initiate and of parts, all of which do.
+        extension: the caller's own, of which many do not (a traffic limit, a tracing id): those known to do count.
+    """
+    found: dict[str, list[tuple[str, str]]] = {"metadata": [], "properties": [], "encryption": []}
+    for name, value in (*headers, *((n, v) for n, v in extension if _makes_object(n))):
+        bare = name.lower().removeprefix("x-obs-").removeprefix("x-amz-")
+        is_encryption = bare.startswith("server-side-encryption")
+        group = "metadata" if bare.startswith("meta-") else "encryption" if is_encryption else "properties"
+        found[group].append((name, value))
+    return {group: tuple(members) for group, members in found.items()}
+
+
+def _makes_object(name: str) -> bool:
+    lower = name.lower()
+    bare = lower.removeprefix("x-obs-").removeprefix("x-amz-")
+    return lower in _OBJECT_HEADERS or (bare != lower and bare.startswith(_OBJECT_PREFIXES))

@@ -70,6 +70,23 @@ class PartsPage:
     next_marker: int | None
 
 
+@dataclass(frozen=True)
+class ListedUpload:
+    """An upload that is open; `initiated` is the service's own time, for people."""
+
+    key: str
+    upload_id: str
+    initiated: str
+
+
+@dataclass(frozen=True)
+class UploadsPage:
+    """A page of ListMultipartUploads; `next_markers`, of key and upload id, are None on the last."""
+
+    uploads: tuple[ListedUpload, ...]
+    next_markers: tuple[str, str] | None
+
+
 def read_fault(reply: Reply) -> Fault:
     """Reads an error reply; never raises, whatever the body holds."""
     root = parse(reply.body)
@@ -112,11 +129,8 @@ def read_completed(reply: Reply) -> CompletedObject | None:
     root = parse(reply.body)
     if root is None or root.name != "CompleteMultipartUploadResult":
         return None
-    encoding, key = root.value("EncodingType"), root.value("Key")
-    if key and encoding == "url":
-        from urllib.parse import unquote_plus
-
-        key = unquote_plus(key)
+    encoding = root.value("EncodingType")
+    key = _plain_key(root.value("Key"), encoding)
     return CompletedObject(root.value("Location"), root.value("Bucket"), key, root.value("ETag"), encoding)
 
 
@@ -134,3 +148,30 @@ def read_parts_page(reply: Reply) -> PartsPage | None:
     marker = root.value("NextPartNumberMarker")
     truncated = (root.value("IsTruncated") or "").lower() == "true"
     return PartsPage(tuple(parts), int(marker) if truncated and marker and marker.isdecimal() else None)
+
+
+def read_uploads_page(reply: Reply) -> UploadsPage | None:
+    """A page of ListMultipartUploads; None where the body is not one."""
+    root = parse(reply.body)
+    if root is None or root.name != "ListMultipartUploadsResult":
+        return None
+    encoding = root.value("EncodingType")
+    uploads = []
+    for item in root.all("Upload"):
+        key, upload_id = _plain_key(item.value("Key"), encoding), item.value("UploadId")
+        if not (key and upload_id):
+            return None
+        uploads.append(ListedUpload(key, upload_id, item.value("Initiated") or ""))
+    next_key = _plain_key(root.value("NextKeyMarker"), encoding)
+    is_truncated = (root.value("IsTruncated") or "").lower() == "true"
+    return UploadsPage(
+        tuple(uploads), (next_key, root.value("NextUploadIdMarker") or "") if is_truncated and next_key else None
+    )
+
+
+def _plain_key(key: str | None, encoding: str | None) -> str | None:
+    if not key or encoding != "url":
+        return key
+    from urllib.parse import unquote_plus
+
+    return unquote_plus(key)

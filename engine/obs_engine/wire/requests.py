@@ -121,6 +121,13 @@ def list_parts(
     return Request("ListParts", "GET", bucket, key, query, headers)
 
 
+def list_uploads(bucket: str, prefix: str, key_marker: str = "", upload_id_marker: str = "") -> Request:
+    """ListMultipartUploads: open uploads of keys that begin with `prefix`, at most 1000 a page."""
+    markers = (("key-marker", key_marker), ("upload-id-marker", upload_id_marker)) if key_marker else ()
+    query = (("uploads", None), ("prefix", prefix), *markers, ("max-uploads", "1000"), ("encoding-type", "url"))
+    return Request("ListUploads", "GET", bucket, query=query)
+
+
 def head_bucket(bucket: str, headers: Headers = ()) -> Request:
     """HEAD bucket: 200, 404, or 403 without the permission HeadBucket."""
     return Request("HeadBucket", "HEAD", bucket, headers=headers)
