@@ -8,6 +8,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
+
+# The same examples in every run; the soak profiles draw their own, and print what fails.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 _names = itertools.count(1)
 

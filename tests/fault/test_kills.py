@@ -15,7 +15,7 @@ from obs_engine.testing import LocalObs
 SEED = 20260901
 PARTS, PART_SIZE, TASK_NUM = 200, 102_400, 4
 # Half of the points stop the service at a part, so that the moment is exact; half leave it running, so that it is not.
-POINTS = [(point, point % 2 == 0) for point in sorted(random.Random(SEED).sample(range(1, PARTS), 15))]
+POINTS = [(point, point % 2 == 0) for point in sorted(random.Random(SEED).sample(range(1, PARTS), 20))]
 
 
 SOAK_ROUNDS = 150

@@ -1,6 +1,7 @@
 """A record that is cut, flipped or zeroed, at every byte: the upload goes on, and nothing is sent that need not be.
 
-An upload of 50 parts was interrupted: three parts were never sent, and one was stored without its record.
+An upload of 50 parts was interrupted: three parts were never sent, and one was stored without its record. Another one
+was done, and its record not yet removed.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from model import PART, World
 from obs_engine.checkpoint.records import HEADER_BYTES, Initiated, PartStored, encode, header
 from obs_engine.checkpoint.recovery import recover
 from obs_engine.errors import ResumeRefusedError
-from power import Killed
+from power import Killed, MortalDisk
 
 PARTS, SEED = 50, 1
 NEVER_SENT, NOT_RECORDED = {7, 23, 50}, {11}
 UNKNOWN = NEVER_SENT | NOT_RECORDED
+DISK_CALLS = 6  # of a whole upload, before its record is removed, but for one a part: open, five records... 
 SINGLE_BITS = tuple(1 << bit for bit in range(8))
 
 
@@ -39,26 +41,26 @@ class Piece(NamedTuple):
 class Interrupted:
     """An interrupted upload, to be continued again and again from damaged copies of its record."""
 
-    def __init__(self, folder: Path, parts: int) -> None:
-        import random
-
+    def __init__(self, folder: Path, parts: int, *, is_done: bool = False) -> None:
         self.world = World(folder, random.Random(SEED).randbytes(parts * PART - 9))
         self.content = self.world.source.read_bytes()
+        unknown = frozenset() if is_done else UNKNOWN
         with pytest.raises(Killed):
-            self.world.call(["none"] * (parts + 1) + ["killed before"], task_num=1, durability="crash")
+            # Initiate, and the parts; the disk is opened, and written by Opened, Binding, Initiated, parts, Completed.
+            script = ["none"] * (parts + 1) + ["killed before"]
+            self.world.call(() if is_done else script, MortalDisk(DISK_CALLS + parts), task_num=1, durability="crash")
         records = [record for _, record in recover(self.world.record.read_bytes(), "r").records]
-        records = [r for r in records if not isinstance(r, PartStored) or r.part_number not in UNKNOWN]
+        records = [r for r in records if not isinstance(r, PartStored) or r.part_number not in unknown]
         self.data = header() + b"".join(map(encode, records))
         self._service = self.world.service
         self._service.asked.clear()
-        (upload,) = self._service.uploads.values()
-        upload.parts = {number: data for number, data in upload.parts.items() if number not in NEVER_SENT}
-        ends, self.pieces = HEADER_BYTES, [Piece(0, HEADER_BYTES)]
+        for upload in self._service.uploads.values():
+            upload.parts = {number: data for number, data in upload.parts.items() if number not in NEVER_SENT}
+        self.pieces = [Piece(0, HEADER_BYTES)]
         for record in records:
-            part = record.part_number if isinstance(record, PartStored) else 0
-            self.pieces.append(Piece(ends, ends + len(encode(record)), isinstance(record, Initiated), part))
-            ends = self.pieces[-1].end
-        assert ends == len(self.data)
+            start, part = self.pieces[-1].end, record.part_number if isinstance(record, PartStored) else 0
+            self.pieces.append(Piece(start, start + len(encode(record)), isinstance(record, Initiated), part))
+        assert self.pieces[-1].end == len(self.data)
 
     @property
     def id_piece(self) -> Piece:

@@ -31,7 +31,7 @@ def test_the_object_ends_as_the_file(parts: int, task_num: int, runs: list[tuple
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=10_000, deadline=None, derandomize=False)
 @given(**WORLDS)
 def test_the_object_ends_as_the_file_in_ten_thousand_worlds(
     parts: int, task_num: int, runs: list[tuple[list[str], int, bool]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -67,12 +68,12 @@ def demo(file: str | None, size_mib: int) -> None:
             console.print("3. Run the same command again")
             again_run = subprocess.run(command, env=_environment(server), check=True, stdout=subprocess.PIPE, text=True)
             console.print("   " + again_run.stdout.strip())
-            again = sorted(part for part in stored if _stored_parts(server)[part] > 1) if killed else []
-            resumed = len(stored) - len(again)
             if killed:
+                resumed, sent = map(int, re.findall(r"(?:resumed|sent) (\d+)", again_run.stdout))
+                twice = sum(count > 1 for count in _stored_parts(server).values())
                 console.print(
-                    f"   [bold]{resumed} parts resumed, {parts - resumed} sent by this run[/], {len(again)} of them "
-                    "again: they had reached the service, but not yet the journal"
+                    f"   [bold]{resumed} parts resumed, {sent} sent by this run[/]; the service has stored {twice} "
+                    "parts more than once"
                 )
             console.print("4. Read the object back and compare SHA-256")
             here, there = _sha256_of_file(source), _sha256_of_object(server)

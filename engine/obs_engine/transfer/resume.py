@@ -54,6 +54,7 @@ class Testimony(NamedTuple):
         plan: None where it must be guessed from the parts that the service has.
         parts: ETags by number.
         claimed: parts that are said to be done, with no ETag.
+        is_told: the user says that there is an upload.
     """
 
     record: Record
@@ -64,6 +65,7 @@ class Testimony(NamedTuple):
     plan: PartPlan | None = None
     parts: Mapping[int, str] = _NO_PARTS
     claimed: frozenset[int] = frozenset()
+    is_told: bool = False
 
 
 class Decision(NamedTuple):
@@ -143,7 +145,7 @@ def _of_user(adopt: bool | str, said: Testimony) -> Testimony:
     if said.record is Record.NOTHING:
         said = Testimony(Record.ID_LOST, Source.UNPROVEN, "no record tells which file the upload was begun with")
     if not isinstance(adopt, str):
-        return said
+        return said._replace(is_told=True)
     if said.source not in (Source.SAME, Source.UNPROVEN):  # what is left of the record need not be of the named upload
         said = Testimony(Record.ID_LOST, Source.UNPROVEN, said.reason)
     return said._replace(record=Record.NAMED if not said.parts else Record.OPEN, upload_id=adopt)
@@ -244,17 +246,21 @@ class Inquiry:
             return said, self._silence("ListMultipartUploads", found)
         self._candidates = found
         known = {number: bare_etag(etag) for number, etag in said.parts.items()}
+        # A journal of which no part is left knows no upload from another, and that of another host is not to be taken:
+        # one without parts is worth nothing to us, one with parts is for the user to name.
+        is_stranger = said.binding is not None and not known and not said.is_told
         fitting = []
         for candidate in found:
-            parts = await self._service.parts(candidate.upload_id) if known or len(found) == 1 else {}
+            is_asked = known or is_stranger or len(found) == 1
+            parts = await self._service.parts(candidate.upload_id) if is_asked else {}
             if isinstance(parts, Reply):
                 if parts.status != 404:
                     return said, self._silence("ListParts", parts)
                 continue  # it ended meanwhile
             fits = any(bare_etag(p.etag) == known.get(p.part_number) for p in parts.values())
-            if fits or not known:
+            if fits or (parts if is_stranger else not known):
                 fitting.append((candidate.upload_id, parts))
-        if len(fitting) > 1:
+        if len(fitting) > 1 or (is_stranger and fitting):
             return said, Answer.SEVERAL
         if not fitting:
             return said, await self._look_at_object(said)
