@@ -160,8 +160,9 @@ def test_kills_at_random_moments(server: LocalObs, key: str, big: Path, tmp_path
             server.clear_requests()
             caller = Caller(client_arguments(server), arguments(name, big, record), {"processes": 2})
             point = draws.randrange(0, PARTS)
-            wait_until(lambda n=name, p=point: len(acknowledged(server, n)) >= p or record_is_gone(server, n), "a part")
-            victims = [caller.process, *caller.process.children(recursive=True)]
+            process = caller.process
+            wait_until(lambda n=name, p=point, c=process: len(acknowledged(server, n)) >= p or not is_alive(c), "parts")
+            victims = [process, *process.children(recursive=True)] if is_alive(process) else [process]
             draws.choice(victims).kill()
             caller.end()
             all_gone(victims)
@@ -172,8 +173,3 @@ def test_kills_at_random_moments(server: LocalObs, key: str, big: Path, tmp_path
             rerun_and_check(server, name, big, record)
         assert is_equal(server, "bench", name, big), f"seed {SEED + round_number}"
         assert open_uploads(server, "bench", name) == 0
-
-
-def record_is_gone(server: LocalObs, name: str) -> bool:
-    """The upload came to its end before the point."""
-    return any(r["operation"] == "Complete" and r["key"] == name for r in server.requests())

@@ -7,6 +7,7 @@ was done, and its record not yet removed.
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,6 @@ from power import Killed, MortalDisk
 PARTS, SEED = 50, 1
 NEVER_SENT, NOT_RECORDED = {7, 23, 50}, {11}
 UNKNOWN = NEVER_SENT | NOT_RECORDED
-DISK_CALLS = 6  # of a whole upload, before its record is removed, but for one a part: open, five records... 
 SINGLE_BITS = tuple(1 << bit for bit in range(8))
 
 
@@ -45,10 +45,10 @@ class Interrupted:
         self.world = World(folder, random.Random(SEED).randbytes(parts * PART - 9))
         self.content = self.world.source.read_bytes()
         unknown = frozenset() if is_done else UNKNOWN
+        script = [] if is_done else ["none"] * (parts + 1) + ["killed before"]  # Initiate, the parts, Complete
+        disk = MortalDisk(parts + 6)  # created, opened, bound, initiated, the parts, completed, removed
         with pytest.raises(Killed):
-            # Initiate, and the parts; the disk is opened, and written by Opened, Binding, Initiated, parts, Completed.
-            script = ["none"] * (parts + 1) + ["killed before"]
-            self.world.call(() if is_done else script, MortalDisk(DISK_CALLS + parts), task_num=1, durability="crash")
+            self.world.call(script, disk, task_num=1, durability="crash")
         records = [record for _, record in recover(self.world.record.read_bytes(), "r").records]
         records = [r for r in records if not isinstance(r, PartStored) or r.part_number not in unknown]
         self.data = header() + b"".join(map(encode, records))
@@ -118,6 +118,14 @@ def test_a_record_cut_before_the_upload_id_begins_anew_or_adopts(interrupted: In
         assert (sent, begun) == (set(range(1, PARTS + 1)), 1), f"cut at {length}"
         sent, begun = interrupted.resume(interrupted.data[:length], adopt=True)
         assert (sent, begun) == (NEVER_SENT, 0), f"cut at {length}"
+
+
+def test_a_finished_upload_is_found_to_be_done(tmp_path: Path) -> None:
+    """Its record, cut behind the upload id or with a wrong byte anywhere: the object stands, and nothing is sent."""
+    done = Interrupted(tmp_path, 5, is_done=True)
+    cuts = [done.data[:length] for length in range(done.id_piece.end, len(done.data) + 1)]
+    for record in [*cuts, *(record for _, record in flips(done, SINGLE_BITS))]:
+        assert done.resume(record) == (set(), 0)
 
 
 # --- flipped and zeroed -----------------------------------------------------------------------------------------
