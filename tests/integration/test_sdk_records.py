@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,20 +55,12 @@ def killed(
     server: LocalObs, key: str, source: Path, point: int, *, named: str | None = None, cwd: Path | None = None,
     path: str | None = None, **more: Any,
 ) -> Left:  # fmt: skip
-    """An upload by the SDK, killed when its record holds `point` parts, and the service no more for the moment."""
+    """An upload by the SDK, killed when its record and the service hold `point` parts; with all 20, before Complete."""
     record = Path(named) if named else Path(f"{source}.upload_record")
-    server.set_faults([{"operation": "UploadPart", "nth": list(range(point + 1, 99)), "stall": True}])
-    config = {
-        "client": {"access_key_id": server.access_key, "secret_access_key": server.secret_key, "server": server.url,
-                   "path_style": True, "signature": "v2", "is_signature_negotiation": False},
-        "upload": {"bucketName": "bench", "objectKey": key, "uploadFile": path or str(source), "partSize": PART,
-                   "taskNum": 2, "enableCheckpoint": True, "checkpointFile": named} | more,
-    }  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", _SDK], stdin=subprocess.PIPE, cwd=cwd)
+    server.set_faults([{"operation": "UploadPart", "nth": list(range(point + 1, 99)), "stall": True},
+                       {"operation": "Complete", "stall": True}])  # fmt: skip
+    process = start_sdk(server, key, source, named, cwd, path, more)
     try:
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(config).encode() + b"\n")
-        process.stdin.close()
         wait_until(lambda: len(parts_in(record)) == point, f"{point} parts in the SDK's record")
     finally:
         process.kill()
@@ -75,6 +68,24 @@ def killed(
     server.set_faults([])
     server.clear_requests()
     return Left(record, json.loads(record.read_text()))
+
+
+def start_sdk(
+    server: LocalObs, key: str, source: Path, named: str | None, cwd: Path | None, path: str | None,
+    more: dict[str, Any],
+) -> subprocess.Popen[bytes]:  # fmt: skip
+    """The SDK's `uploadFile` in a process of its own."""
+    config = {
+        "client": {"access_key_id": server.access_key, "secret_access_key": server.secret_key, "server": server.url,
+                   "path_style": True, "signature": "v2", "is_signature_negotiation": False},
+        "upload": {"bucketName": "bench", "objectKey": key, "uploadFile": path or str(source), "partSize": PART,
+                   "taskNum": 2, "enableCheckpoint": True, "checkpointFile": named} | more,
+    }  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", _SDK], stdin=subprocess.PIPE, cwd=cwd)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(config).encode() + b"\n")
+    process.stdin.close()
+    return process
 
 
 def parts_in(record: Path) -> list[Any]:
@@ -98,16 +109,35 @@ def resumed(server: LocalObs, key: str, source: Path, **named: Any) -> UploadRep
     return report
 
 
-@pytest.mark.parametrize("point", [1, 2, 5, 11, 19])
+@pytest.mark.parametrize("point", [1, 2, 5, 11, 19, PARTS])
 def test_a_record_is_continued(server: LocalObs, key: str, source: Path, point: int) -> None:
     """What the SDK had sent is not sent again, and its record is kept aside as it was."""
     left = killed(server, key, source, point)
     report = resumed(server, key, source)
     assert not left.parts & set(acknowledged(server, key))
-    assert report.parts_resumed >= point
+    assert report.parts_resumed == point
     assert not server.requests("Initiate")
     assert not left.path.exists()
     assert json.loads(Path(f"{left.path}.sdk").read_text()) == left.said
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_record_of_any_moment_is_continued(server: LocalObs, key: str, source: Path, seed: int) -> None:
+    """Killed with parts on their way, the record whole, torn or just emptied: with `adopt` nothing is sent again."""
+    point = random.Random(seed).randrange(1, PARTS - 5)
+    server.set_faults([{"operation": "UploadPart", "delay_s": 0.01}, {"operation": "Complete", "stall": True}])
+    process = start_sdk(server, key, source, None, None, None, {})
+    try:
+        wait_until(lambda: len(acknowledged(server, key)) >= point, f"{point} parts (seed {seed})")
+    finally:
+        process.kill()
+        process.wait(DEADLINE_S)
+    server.set_faults([])
+    stored = set(acknowledged(server, key))
+    server.clear_requests()
+    report = resumed(server, key, source, engine={"adopt": True})
+    assert not stored & set(acknowledged(server, key)), f"seed {seed}"
+    assert report.parts_resumed + report.parts_sent == PARTS
 
 
 def test_a_relative_path_and_a_named_record_are_known_again(
@@ -161,6 +191,21 @@ def test_a_torn_record_is_adopted_from_the_service(
     assert not server.requests("Initiate")
 
 
+def forget(said: dict[str, Any], number: int) -> None:
+    """A part was stored, and the record not yet written."""
+    said["uploadParts"][number - 1]["isCompleted"] = False
+
+
+def test_an_empty_record_says_nothing(server: LocalObs, key: str, source: Path, left: Left) -> None:
+    """Not even that there was an upload: it begins anew, and the old one is for the user's word."""
+    left.path.write_bytes(b"")
+    with client_of(server) as client:
+        report = client.uploadFile("bench", key, source, PART, 4, True).report
+    assert (report.parts_resumed, report.parts_sent) == (0, PARTS)
+    assert is_equal(server, "bench", key, source)
+    assert resumed(server, key, source, engine={"adopt": True}).parts_adopted == len(left.parts)
+
+
 MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
     "no upload id": lambda said: said.pop("uploadId"),
     "fileStatus []": lambda said: said.update(fileStatus=[]),
@@ -168,6 +213,7 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
     "no uploadParts": lambda said: said.pop("uploadParts"),
     "uploadParts []": lambda said: said.update(uploadParts=[]),
     "no partEtags": lambda said: said.pop("partEtags"),
+    "a part that it does not yet tell of": lambda said: forget(said, said["partEtags"].pop()["partNum"]),
     "another path": lambda said: said.update(uploadFile="/elsewhere"),
 }
 
@@ -209,11 +255,20 @@ def test_a_record_of_another_target_is_left_alone(server: LocalObs, key: str, so
     resumed(server, key, source)
 
 
-def test_a_record_of_a_changed_file_is_begun_anew(server: LocalObs, key: str, source: Path, left: Left) -> None:
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "touched": os.utime,
+    "grown": lambda path: path.write_bytes(path.read_bytes() + b"more"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_record_of_a_changed_file_is_begun_anew(
+    server: LocalObs, key: str, source: Path, left: Left, change: Callable[[Path], object]
+) -> None:
     """The old upload is aborted, as the SDK does."""
-    source.write_bytes(source.read_bytes() + b"more")
+    change(source)
     assert resumed(server, key, source).parts_resumed == 0
-    assert len(server.requests("Abort")) == 1
+    assert [entry["upload_id"] for entry in server.requests("Abort")] == [left.said["uploadId"]]
 
 
 def test_a_record_of_an_upload_that_is_gone_begins_anew(server: LocalObs, key: str, source: Path, left: Left) -> None:
@@ -221,9 +276,3 @@ def test_a_record_of_an_upload_that_is_gone_begins_anew(server: LocalObs, key: s
     fetch(server, requests.abort("bench", key, left.said["uploadId"]))
     assert resumed(server, key, source).parts_resumed == 0
     assert len(server.requests("Initiate")) == 1
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(server: LocalObs, key: str) -> Iterator[None]:
-    yield
-    server.set_faults([])
