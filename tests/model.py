@@ -26,6 +26,8 @@ from obs_engine.source import plan
 from obs_engine.transfer import checkpoint_file
 from obs_engine.transfer import service as service_module
 from obs_engine.transfer.messages import (
+    CredentialsWanted,
+    Dialect,
     ErrorInfo,
     HashDone,
     HashTask,
@@ -42,6 +44,7 @@ from obs_engine.transfer.messages import (
     Uploaded,
     UploadRequest,
 )
+from obs_engine.transfer.negotiation import Negotiator
 from obs_engine.transfer.pool import WorkerDied
 from obs_engine.transfer.upload import Upload
 from obs_engine.wire.endpoint import Endpoint
@@ -162,7 +165,7 @@ class Service:
         if secret_of(headers) != secret_of(upload.headers):
             return fault(task, 400, "InvalidArgument")
         upload.parts[task.part_number] = data
-        return PartStoredReply(task.task, f'"{upload.etag(task.part_number)}"')
+        return PartStoredReply(task.task, f'"{upload.etag(task.part_number)}"', "")
 
     def _complete(self, task: RequestTask, query: dict[str, str]) -> Outcome:
         upload = self.uploads[query["uploadId"]]
@@ -244,6 +247,7 @@ class Session:
 
     upload = 1
     slots = 2
+    in_flight_bytes = 0
 
     def __init__(
         self, service: Service, script: Iterable[str], limit: int, die: Callable[[], None],
@@ -379,8 +383,15 @@ class World:
             patch.object(service_module, "BACKOFF_FIRST_S", 0.0),
             patch.object(checkpoint_file, "Journal", partial(Journal, disk=disk)),
         ):
+            uploads: list[Upload] = []
+
+            def tell(message: object) -> None:
+                if isinstance(message, CredentialsWanted):
+                    uploads[0].access.renew(request.credentials)
+
+            uploads.append(Upload(request, session, Negotiator(), tell))  # type: ignore[arg-type]
             try:
-                return asyncio.run(Upload(request, session, lambda _: None).run())  # type: ignore[arg-type]
+                return asyncio.run(uploads[0].run())
             finally:
                 left = disk.end()
                 assert disk.is_dead or not left, "descriptors were left open"
@@ -391,7 +402,9 @@ class World:
             "caller_pid": os.getpid(), "path": str(self.source), "bucket": BUCKET, "key": KEY,
             "target": Target(Endpoint("http", "x", 80), "path", "v2"), "credentials": Credentials(),
             "part_size_bytes": PART, "task_num": 2, "checkpoint_file": str(self.record), "is_default_record": False,
-            "is_checksum": False, "initiate_headers": (), "part_headers": (), "common_headers": (),
-            "encoding_type": None, "max_retry_count": 2, "transport": TransportOptions(1, 1, True, None, 65536),
+            "is_checksum": False, "is_crc64": False, "encoding_type": None, "max_retry_count": 2,
+            "max_redirect_count": 0, "transport": TransportOptions(1, 1, True, None, 65536), "log_level": 50,
+            "shows_progress": False,
         }  # fmt: skip
+        known["dialects"] = (Dialect("v2", options.pop("initiate_headers", ()), options.pop("part_headers", ()), ()),)
         return UploadRequest(**{**known, **options, "engine": engine})

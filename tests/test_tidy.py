@@ -16,12 +16,15 @@ PACKAGE = ROOT / "engine" / "obs_engine"
 # A module imports only from lower floors, and on its own floor only within its own room.
 FLOORS = {
     "errors": 0, "limits": 0, "_native": 0,
-    "wire": 1, "checkpoint": 1, "source": 1, "options": 1, "digests": 1, "models": 1,
-    "transfer": 2,
-    "client": 3,
-    "__init__": 4, "bulk": 4, "testing": 4,
-    "cli": 5,
-    "__main__": 6,
+    "wire": 1, "checkpoint": 1, "source": 1, "options": 1, "digests": 1, "models": 1, "log_conf": 1, "log_file": 1,
+    "transfer": 2, "credentials": 2,
+    "settings": 3,
+    "arguments": 4,
+    "client": 5,
+    "accelerate": 6,
+    "__init__": 7, "bulk": 7, "testing": 7,
+    "cli": 8,
+    "__main__": 9,
 }  # fmt: skip
 # Which rooms may go through which door to the outside. `testing` is a server of its own, with its own doors.
 KEEPERS = {
@@ -31,12 +34,15 @@ KEEPERS = {
     "hmac": {"wire/signing.py"},
     "xxhash": {"transfer/worker.py", "transfer/upload.py"},
     "_native": {"digests.py"},
-    "random": {"transfer/service.py"},
-    "time": {"transfer/upload.py", "transfer/service.py", "transfer/checkpoint_file.py", "client.py", "cli"},
+    "random": {"transfer/service.py", "transfer/negotiation.py"},
+    "time": {
+        "transfer/upload.py", "transfer/service.py", "transfer/access.py", "transfer/negotiation.py",
+        "transfer/worker.py", "transfer/checkpoint_file.py", "client.py", "credentials.py", "cli",
+    },
     "subprocess": {"transfer/launch.py", "cli"},
     "asyncio": {
         "transfer/pool.py", "transfer/upload.py", "transfer/coordinator.py", "transfer/service.py",
-        "transfer/checkpoint_file.py",
+        "transfer/access.py", "transfer/checkpoint_file.py",
     },
     "xml": {"wire/xml.py"},
     "click": {"cli"},

@@ -1,8 +1,10 @@
 """obs-engine: resumable, multiprocessing uploads to Huawei OBS behind the standard `ObsClient.uploadFile`."""
 
+from obs_engine.accelerate import accelerate
 from obs_engine.client import ObsClient
 from obs_engine.errors import (
     ClientClosedError,
+    CredentialsError,
     EngineDiedError,
     IntegrityError,
     InvalidArgumentError,
@@ -20,9 +22,12 @@ from obs_engine.errors import (
     TransportError,
     UploadCancelledError,
 )
+from obs_engine.log_conf import LogConf
 from obs_engine.models import (
+    ClientVerify,
     CompleteMultipartUploadResponse,
     ExtensionGrant,
+    ExtensionHeader,
     GetResult,
     HeadPermission,
     Permission,
@@ -36,10 +41,13 @@ from obs_engine.transfer.messages import UploadReport
 
 __all__ = [
     "ClientClosedError",
+    "ClientVerify",
     "CompleteMultipartUploadResponse",
+    "CredentialsError",
     "EngineDiedError",
     "EngineOptions",
     "ExtensionGrant",
+    "ExtensionHeader",
     "GetResult",
     "HeadPermission",
     "IntegrityError",
@@ -48,6 +56,7 @@ __all__ = [
     "JournalError",
     "JournalLockedError",
     "JournalVersionError",
+    "LogConf",
     "ObsClient",
     "ObsEngineError",
     "Permission",
@@ -64,4 +73,5 @@ __all__ = [
     "UploadCancelledError",
     "UploadFileHeader",
     "UploadReport",
+    "accelerate",
 ]

@@ -7,69 +7,44 @@ into a `GetResult` or an exception. Touches no signal, logging configuration, st
 from __future__ import annotations
 
 import logging
-import math
-import mimetypes
 import os
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
-from obs_engine.errors import InvalidArgumentError, ObsEngineError
-from obs_engine.limits import (
-    BUCKET_LENGTH_MAX,
-    BUCKET_LENGTH_MIN,
-    KEY_LENGTH_MAX,
-    KIB,
-    METADATA_MAX_BYTES,
-    MIB,
-    PART_SIZE_DEFAULT_BYTES,
-    TASK_NUM_MAX,
-    TASK_NUM_MIN,
-)
-from obs_engine.models import CompleteMultipartUploadResponse, GetResult, SseKmsHeader
+from obs_engine.arguments import read_arguments
+from obs_engine.credentials import CredentialSource
+from obs_engine.errors import CredentialsError, ObsEngineError
+from obs_engine.limits import PART_SIZE_DEFAULT_BYTES
+from obs_engine.models import CompleteMultipartUploadResponse, GetResult
 from obs_engine.options import EngineOptions
-from obs_engine.source.identity import identify
-from obs_engine.source.plan import plan_parts
-from obs_engine.transfer.launch import Launcher
+from obs_engine.settings import CHUNK_SIZE_DEFAULT_BYTES, read_settings
+from obs_engine.transfer.launch import Call, Launcher
 from obs_engine.transfer.messages import (
+    CredentialsWanted,
     Failed,
     Logged,
+    NewCredentials,
     Progress,
-    TransportOptions,
     Uploaded,
     UploadReport,
     UploadRequest,
 )
-from obs_engine.wire.endpoint import Addressing, parse_endpoint
-from obs_engine.wire.object_headers import (
-    encode_value,
-    metadata_headers,
-    property_headers,
-    sse_c_headers,
-    sse_kms_headers,
-)
 from obs_engine.wire.replies import Reply, read_completed, read_fault
-from obs_engine.wire.requests import Target
-from obs_engine.wire.signing import Credentials, Headers, SignatureKind
+from obs_engine.wire.signing import Credentials, Headers
 
 _log = logging.getLogger("obs_engine")
 _log.addHandler(logging.NullHandler())
 
-RECORD_SUFFIX = ".upload_record"
 ProgressCallback = Callable[[int, int, float], object]
-
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]*[a-z0-9]")
-_IP = re.compile(r"\d+\.\d+\.\d+\.\d+")
-_SIGNATURES: tuple[SignatureKind, ...] = ("obs", "v2", "v4")
 
 
 class ObsClient:
     """A connection to one OBS endpoint, and the engine behind it.
 
     The engine's processes start with the first upload and end with `close`, with the `with` block, or with this
-    process. One client may be used from many threads.
+    process. One client may be used from many threads. It cannot be copied or pickled: other processes make their own.
     """
 
     def __init__(
@@ -86,70 +61,81 @@ class ObsClient:
         port: int | None = None,
         max_retry_count: int = 3,
         timeout: float = 60,
-        *,
+        chunk_size: int = CHUNK_SIZE_DEFAULT_BYTES,
+        long_conn_mode: bool = False,
+        proxy_host: str | None = None,
+        proxy_port: int | None = None,
+        client_verify: Any = None,
+        proxy_username: str | None = None,
+        proxy_password: str | None = None,
         security_token: str | None = None,
+        custom_ciphers: str | None = None,
+        use_http2: bool = False,
+        is_signature_negotiation: bool = True,
         is_cname: bool = False,
+        max_redirect_count: int = 10,
+        security_providers: Iterable[Any] | None = None,
+        security_provider_policy: str | None = None,
+        client_mode: str = "obs",
+        use_http_conns: bool = False,
+        pool_size: int = 10,
+        trust_env: bool = False,
+        *,
+        id_token_credentials_provider: Any = None,
         engine: EngineOptions | None = None,
+        _source: CredentialSource | None = None,
     ) -> None:
-        """The first arguments stand in the official SDK's order.
+        """The arguments stand in the official SDK's order, and mean what they mean there unless said here.
 
         Args:
-            access_key_id, secret_access_key: empty for anonymous access.
+            access_key_id, secret_access_key: empty for anonymous access, or where a policy says where they are.
+            is_secure: https where `server` names no scheme.
             server: `https://obs.region.example.com`, a host alone, or with a port; see `parse_endpoint`.
-            signature: 'obs', 'v2' or 'v4'. With `path_style`, an IP address or `is_cname`, 'obs' becomes 'v2', as in
-                the official SDK: the service knows its own signature on virtual hosts only.
+            signature: 'obs', 'v2' or 'v4'. With `path_style`, an IP address or `is_cname`, 'obs' becomes 'v2': the
+                service knows its own signature on virtual hosts only. 'v2' and 'v4' are never overridden.
             region: for 'v4'.
             path_style: `host/bucket/key` instead of `bucket.host/key`; always so where the host is an IP address.
             ssl_verify: True (the default; the official SDK's is False) checks the certificate and the host name; a
                 path names a file of trusted authorities; False checks nothing.
+            is_use_gmssl: refused; this engine has no GM/TLS.
+            port: where `server` names none.
             max_retry_count: repetitions after a first failure, 0-100.
             timeout: seconds without a byte until a transfer counts as stalled; and for connecting. Above 0.
+            chunk_size: bytes given to a connection at once; the engine chooses them itself where this is the SDK's
+                default.
+            long_conn_mode, use_http_conns, pool_size: taken and not needed: connections are kept, `taskNum` of them.
+            proxy_host, proxy_port, proxy_username, proxy_password: all connections go through its CONNECT tunnel.
+            client_verify: a `ClientVerify` with certificate and key, for services that want to know the client.
             security_token: of temporary credentials.
+            custom_ciphers: OpenSSL's list, for TLS up to 1.2.
+            use_http2: offer HTTP/2 on TLS; a connection for each part all the same.
+            is_signature_negotiation: ask each bucket whether it understands 'obs', and speak 'v2' where not.
             is_cname: `server` is the bucket's own domain.
+            max_redirect_count: redirects that a request follows, 0-100; never from https to http.
+            security_providers, security_provider_policy: see `CredentialSource`. Keys are read anew while an upload
+                runs, and at once when the service refuses those at hand.
+            client_mode: 'workflow' takes `signature` as it is.
+            trust_env: use the proxy that the environment names now.
+            id_token_credentials_provider: see `obs_engine.credentials.provider_of`.
             engine: tuning of this engine.
 
         Raises:
             InvalidArgumentError: which argument, what was expected.
         """
-        if is_use_gmssl:
-            raise InvalidArgumentError("is_use_gmssl", "False: this engine has no GM/TLS", True, "use standard TLS")
-        if signature not in _SIGNATURES:
-            raise InvalidArgumentError("signature", "'obs', 'v2' or 'v4'", signature)
-        if isinstance(max_retry_count, bool) or not isinstance(max_retry_count, int) or not 0 <= max_retry_count <= 100:
-            raise InvalidArgumentError("max_retry_count", "an int from 0 to 100", max_retry_count)
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-            raise InvalidArgumentError("timeout", "seconds above 0", timeout)
-        if engine is not None and not isinstance(engine, EngineOptions):
-            raise InvalidArgumentError("engine", "EngineOptions", engine)
-        for name, value in (("access_key_id", access_key_id), ("secret_access_key", secret_access_key),
-                            ("security_token", security_token)):  # fmt: skip
-            if value is not None and not isinstance(value, str):
-                # Why not show it: it may be a secret of another type.
-                raise InvalidArgumentError(f"{name}: expected a string, found a {type(value).__name__}; convert it")
-            if value and not value.strip().isprintable():
-                raise InvalidArgumentError(f"{name}: expected printable characters, found others; copy it again")
-        if not isinstance(region, str) or not region.isprintable():
-            raise InvalidArgumentError("region", "a name such as 'cn-north-4'", region)
-        endpoint = parse_endpoint(server, is_secure=is_secure, port=port)
-        addressing: Addressing = (
-            "cname" if is_cname else "path" if path_style or endpoint.is_ip else "virtual"
-        )
-        kind: SignatureKind = "v4" if signature == "v4" else "v2" if signature == "v2" else "obs"
-        if kind == "obs" and addressing != "virtual":
-            kind = "v2"
-        self._options = engine or EngineOptions()
-        self._target = Target(endpoint, addressing, kind, region)
-        self._credentials = Credentials(
-            (access_key_id or "").strip(), (secret_access_key or "").strip(), (security_token or "").strip() or None
-        )
-        self._max_retry_count = max_retry_count
-        self._transport = TransportOptions(
-            timeout_s=float(timeout),
-            connect_timeout_s=float(self._options.connect_timeout_s or timeout),
-            is_verified=bool(ssl_verify),
-            ca_file=_ca_file(ssl_verify) if endpoint.scheme == "https" and ssl_verify else None,
-            upload_buffer_bytes=self._options.upload_buffer_bytes or 0,  # 0: chosen for each upload
-        )
+        self._settings = read_settings(
+            is_secure=is_secure, server=server, signature=signature, region=region, path_style=path_style,
+            ssl_verify=ssl_verify, is_use_gmssl=is_use_gmssl, port=port, max_retry_count=max_retry_count,
+            timeout=timeout, chunk_size=chunk_size, proxy_host=proxy_host, proxy_port=proxy_port,
+            client_verify=client_verify, proxy_username=proxy_username, proxy_password=proxy_password,
+            custom_ciphers=custom_ciphers, use_http2=use_http2, is_signature_negotiation=is_signature_negotiation,
+            is_cname=is_cname, max_redirect_count=max_redirect_count, client_mode=client_mode, trust_env=trust_env,
+            engine=engine,
+        )  # fmt: skip
+        self._source = _source or CredentialSource(
+            access_key_id, secret_access_key, security_token, security_providers, security_provider_policy,
+            id_token_credentials_provider, proxy=self._settings.proxy,
+        )  # fmt: skip
+        self._log_file: Any = None
         self._launcher = Launcher()
 
     def uploadFile(
@@ -165,8 +151,9 @@ class ObsClient:
         metadata: Mapping[str, object] | None = None,
         progressCallback: ProgressCallback | None = None,
         headers: Any = None,
-        extensionHeaders: Mapping[str, object] | None = None,
+        extensionHeaders: Any = None,
         encoding_type: str | None = None,
+        isAttachCrc64: bool = False,
     ) -> GetResult:
         """Uploads a file in parts, and continues where an earlier call was interrupted.
 
@@ -181,43 +168,81 @@ class ObsClient:
                 `enableCheckpoint`.
             checkSum: identify the file by its content too (xxh3-128), beyond size and modification time.
             metadata: custom metadata, 8 KB at most; keys without prefix.
-            progressCallback: called with (bytes stored, bytes in all, seconds), in the calling thread.
+            progressCallback: called in the calling thread, some 20 times a second at most, with (bytes acknowledged or
+                on their way, bytes in all, seconds). It never goes back; all bytes are told of success only, as the
+                last call.
             headers: an `UploadFileHeader`.
-            extensionHeaders: more headers, sent with every request.
+            extensionHeaders: more headers, sent with every request: a dict, or an `ExtensionHeader`.
             encoding_type: 'url' to have the reply's key URL-encoded on the wire.
+            isAttachCrc64: send the CRC-64 of each part and of the object; the service refuses what does not match.
 
         Returns:
             A `GetResult` whose `body` is a `CompleteMultipartUploadResponse`, and whose `report` says what this call
-            did. Where only the last request, Complete, was refused, `status` is 300 or more, as in the SDK.
+            did. Where only the last request, Complete, was refused, or the very first, which asks the bucket what it
+            understands, `status` is 300 or more, as in the SDK.
 
         Raises:
-            InvalidArgumentError, SourceError: before anything is started on the service.
+            InvalidArgumentError, SourceError, CredentialsError: before anything is started on the service.
             ServiceError, TransportError, IntegrityError, JournalError, EngineDiedError: the upload failed. With a
                 checkpoint its progress is kept, and the same call continues it.
         """
-        request = self._request(
-            bucketName, objectKey, uploadFile, partSize, taskNum, enableCheckpoint, checkpointFile, checkSum,
-            metadata, progressCallback, headers, extensionHeaders, encoding_type,
+        credentials = self._source.current()
+        request = read_arguments(
+            self._settings, credentials, bucket=bucketName, key=objectKey, upload_file=uploadFile, part_size=partSize,
+            task_num=taskNum, is_checkpoint=enableCheckpoint, checkpoint_file=checkpointFile, is_checksum=checkSum,
+            metadata=metadata, callback=progressCallback, headers=headers, extensions=extensionHeaders,
+            encoding_type=encoding_type, is_crc64=isAttachCrc64,
         )  # fmt: skip
         progress = _ProgressTeller(progressCallback)
-        messages = self._launcher.run(request)
-        try:
-            for message in messages:
+        with self._launcher.call(request) as call:
+            for message in call.messages():
                 if isinstance(message, Progress):
                     progress.tell(message)
                 elif isinstance(message, Logged):
                     _log.log(message.level, "%s", message.text)
+                elif isinstance(message, CredentialsWanted):
+                    credentials = self._say_credentials(call, credentials, is_refused=message.is_refused)
                 elif isinstance(message, Failed):
                     raise message.error.error()
                 elif isinstance(message, Uploaded):
                     return self._result(request, message.reply, message.report)
-        finally:
-            messages.close()  # type: ignore[attr-defined]
         _unreachable()
+
+    def refresh(self, access_key_id: str, secret_access_key: str, security_token: str | None = None) -> None:
+        """Puts other access keys in the place of those at hand; uploads that run go on with them.
+
+        Raises:
+            InvalidArgumentError: one is no printable string; the old ones stay.
+        """
+        self._source.replace(access_key_id, secret_access_key, security_token)
+
+    def initLog(self, log_config: Any = None, log_name: str = "OBS_LOGGER") -> None:
+        """Writes the engine's log lines to the file that a `LogConf` names, until `close`.
+
+        Without it nothing is written anywhere: a host that has logging of its own finds the lines in the logger
+        "obs_engine".
+
+        Args:
+            log_config: a `LogConf`; None changes nothing.
+            log_name: stands in each line.
+
+        Raises:
+            InvalidArgumentError: it is none, or its file cannot be written.
+        """
+        if log_config is None:
+            return
+        from obs_engine.log_file import LogFile
+
+        if self._log_file is not None:
+            self._log_file.close()
+        self._log_file = LogFile(log_config, log_name)
+        _log.info("obs-engine at %s, addressing %s", self._settings.target.endpoint, self._settings.target.addressing)
 
     def close(self) -> None:
         """Ends the engine's processes. A running upload fails; with a checkpoint its progress is kept."""
         self._launcher.close()
+        if self._log_file is not None:
+            self._log_file.close()
 
     def __enter__(self) -> ObsClient:
         return self
@@ -226,64 +251,19 @@ class ObsClient:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<ObsClient {self._target.endpoint} {self._target.signature}>"
+        return f"<ObsClient {self._settings.target.endpoint} {self._settings.target.signature}>"
 
-    def _request(
-        self, bucket: Any, key: Any, upload_file: Any, part_size: Any, task_num: Any, is_checkpoint: Any,
-        checkpoint_file: Any, is_checksum: Any, metadata: Any, callback: Any, headers: Any, extension_headers: Any,
-        encoding_type: Any,
-    ) -> UploadRequest:  # fmt: skip
-        bucket = "" if self._target.addressing == "cname" and not bucket else _bucket(bucket)
-        path = _path("uploadFile", upload_file)
-        if callback is not None and not callable(callback):
-            raise InvalidArgumentError(
-                "progressCallback", "a callable (bytes stored, bytes in all, seconds)", callback, "Invalid callback"
-            )
-        if isinstance(part_size, bool) or not isinstance(part_size, (int, float)) or math.isnan(part_size):
-            raise InvalidArgumentError("partSize", "a number of bytes, such as 9 * 1024 * 1024", part_size)
-        if isinstance(task_num, bool) or not isinstance(task_num, int) or not TASK_NUM_MIN <= task_num <= TASK_NUM_MAX:
-            raise InvalidArgumentError("taskNum", f"an int from {TASK_NUM_MIN} to {TASK_NUM_MAX}", task_num)
-        if encoding_type not in (None, "url"):
-            raise InvalidArgumentError("encoding_type", "'url' or None", encoding_type)
-        if self._options.adopt and not is_checkpoint:
-            raise InvalidArgumentError(
-                "EngineOptions.adopt", "enableCheckpoint=True: an adopted upload needs a record", self._options.adopt
-            )
-        key = _key(key)
-        kind = self._target.signature
-        properties, part_headers = _property_headers(kind, key, headers)
-        identity = identify(path)
-        plan_parts(identity.size_bytes, part_size)
-        record = None
-        if is_checkpoint:
-            record = _path("checkpointFile", checkpoint_file) if checkpoint_file else path + RECORD_SUFFIX
-            if os.path.realpath(record) == os.path.realpath(path):
-                raise InvalidArgumentError("checkpointFile", "another file than uploadFile", record)
-        return UploadRequest(
-            caller_pid=os.getpid(),
-            path=path,
-            bucket=bucket,
-            key=key,
-            target=self._target,
-            credentials=self._credentials,
-            part_size_bytes=part_size,
-            task_num=task_num,
-            checkpoint_file=record,
-            is_default_record=not checkpoint_file,
-            is_checksum=bool(is_checksum),
-            initiate_headers=(*_metadata(kind, metadata), *properties),
-            part_headers=part_headers,
-            common_headers=_extension_headers(extension_headers),
-            encoding_type=encoding_type,
-            max_retry_count=self._max_retry_count,
-            transport=self._transport._replace(upload_buffer_bytes=self._upload_buffer_bytes(task_num)),
-            engine=self._options,
-        )
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("ObsClient: expected to stay in its process, found it copied or pickled; make another there")
 
-    def _upload_buffer_bytes(self, task_num: int) -> int:
-        """libcurl's buffer for each connection: what was measured best, less where many would cost memory."""
-        best = 512 * KIB if self._target.endpoint.scheme == "https" else MIB
-        return self._options.upload_buffer_bytes or max(64 * KIB, min(best, 64 * MIB // task_num))
+    def _say_credentials(self, call: Call, known: Credentials, *, is_refused: bool) -> Credentials:
+        """Answers the coordinator's question with the keys as they are now, or, where none can be had, with the old."""
+        try:
+            known = self._source.current(known if is_refused else None)
+        except CredentialsError as error:
+            _log.warning("the upload goes on with the access keys that it has: %s", error)
+        call.say(NewCredentials(known))
+        return known
 
     def _result(self, request: UploadRequest, reply: Reply, report: UploadReport) -> GetResult:
         result = GetResult(
@@ -298,7 +278,8 @@ class ObsClient:
             )  # fmt: skip
             return result
         completed = read_completed(reply)
-        url = self._target.endpoint.url(request.bucket, request.key, self._target.addressing)
+        target = self._settings.target
+        url = target.endpoint.url(request.bucket, request.key, target.addressing)
         result.body = CompleteMultipartUploadResponse(
             location=completed.location if completed else url,
             bucket=completed.bucket if completed else request.bucket,
@@ -329,108 +310,14 @@ class _ProgressTeller:
         if self._callback is None:
             return
         try:
-            self._callback(progress.stored_bytes, progress.total_bytes, max(0.001, time.monotonic() - self._started_s))
+            self._callback(
+                progress.stored_bytes + progress.in_flight_bytes, progress.total_bytes,
+                max(0.001, time.monotonic() - self._started_s),
+            )  # fmt: skip
         except Exception:
             if not self._is_broken:
                 _log.exception("progressCallback raised; the upload goes on")
             self._is_broken = True
-
-
-def _bucket(name: Any) -> str:
-    rule = "3-63 lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit"
-    if not isinstance(name, str) or not name.strip():
-        raise InvalidArgumentError("bucketName", rule, name, "bucketName is empty")
-    text = name.strip()
-    is_legal = (
-        BUCKET_LENGTH_MIN <= len(text) <= BUCKET_LENGTH_MAX
-        and _BUCKET.fullmatch(text)
-        and not _IP.fullmatch(text)
-        and not any(pair in text for pair in ("..", "-.", ".-"))
-    )
-    if not is_legal:
-        raise InvalidArgumentError("bucketName", f"{rule}; no IP address, no '..', '-.' or '.-'", name, "correct it")
-    return text
-
-
-def _key(key: Any) -> str:
-    if not isinstance(key, str) or not key.strip():
-        raise InvalidArgumentError("objectKey", f"1 to {KEY_LENGTH_MAX} characters", key, "objectKey is empty")
-    if len(key) > KEY_LENGTH_MAX:
-        raise InvalidArgumentError(
-            "objectKey", f"1 to {KEY_LENGTH_MAX} characters", f"{key[:40]}... ({len(key)})", "shorten it"
-        )
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        raise InvalidArgumentError("objectKey", "text that UTF-8 can spell", ascii(key), "rename the object") from None
-    return key
-
-
-def _path(what: str, path: Any) -> str:
-    try:
-        text = os.fsdecode(path)
-    except TypeError:
-        text = ""
-    if not text.strip():
-        raise InvalidArgumentError(what, "the path of a file", path, f"{what} is empty")
-    if "\0" in text:
-        raise InvalidArgumentError(what, "a path without NUL", text)
-    return os.path.abspath(text)
-
-
-def _metadata(kind: SignatureKind, metadata: Any) -> Headers:
-    if metadata is None:
-        return ()
-    if not isinstance(metadata, Mapping) or not all(isinstance(key, str) and key for key in metadata):
-        raise InvalidArgumentError("metadata", "a dict of strings", metadata)
-    size = sum(len(str(k).encode()) + len(str(v).encode()) for k, v in metadata.items())
-    if size > METADATA_MAX_BYTES:
-        raise InvalidArgumentError("metadata", f"at most {METADATA_MAX_BYTES} bytes of keys and values", size)
-    return metadata_headers(kind, metadata)
-
-
-def _extension_headers(headers: Any) -> Headers:
-    if headers is None:
-        return ()
-    if not isinstance(headers, Mapping) or not all(isinstance(key, str) and key for key in headers):
-        raise InvalidArgumentError("extensionHeaders", "a dict of strings", headers)
-    for name in headers:
-        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-            raise InvalidArgumentError("extensionHeaders", "header names as HTTP allows them", name)
-    return tuple((name, encode_value(value)) for name, value in headers.items() if value is not None)
-
-
-def _property_headers(kind: SignatureKind, key: str, headers: Any) -> tuple[Headers, Headers]:
-    """Headers of Initiate, and of every part, from an `UploadFileHeader` of ours or of the SDK's."""
-
-    def field(name: str) -> Any:
-        return headers.get(name) if isinstance(headers, Mapping) else getattr(headers, name, None)
-
-    expires = field("expires")
-    if expires is not None and (isinstance(expires, bool) or not isinstance(expires, int) or expires < 0):
-        raise InvalidArgumentError("headers.expires", "days, an int from 0", expires)
-    grants = [(g.permission, g.granteeId) for g in field("extensionGrants") or () if g.permission and g.granteeId]
-    properties = property_headers(
-        kind,
-        acl=field("acl"),
-        storage_class=field("storageClass"),
-        website_redirect=field("location") or field("websiteRedirectLocation"),
-        content_type=field("contentType") or mimetypes.guess_type(key)[0],
-        expires_days=expires,
-        grants=grants,
-        success_action_redirect=field("successActionRedirect"),
-    )
-    sse = field("sseHeader")
-    if sse is None:
-        return properties, ()
-    if isinstance(sse, SseKmsHeader) or type(sse).__name__ == "SseKmsHeader":
-        return (*properties, *sse_kms_headers(kind, sse.key)), ()
-    secret = sse.key.encode() if isinstance(sse.key, str) else sse.key
-    if not isinstance(secret, bytes) or len(secret) != 32:
-        found = len(secret) if isinstance(secret, bytes) else type(secret).__name__
-        raise InvalidArgumentError(f"headers.sseHeader.key: expected 32 bytes, found {found}; give an AES-256 key")
-    customer = sse_c_headers(kind, sse.encryption or "AES256", secret)
-    return (*properties, *customer), customer
 
 
 def _visible_headers(headers: Headers) -> list[tuple[str, str]]:
@@ -444,32 +331,6 @@ def _visible_headers(headers: Headers) -> list[tuple[str, str]]:
         else:
             found.append((name, value))
     return found
-
-
-def _ca_file(ssl_verify: bool | str) -> str | None:
-    """The file of trusted authorities: the one named, the environment's, or the system's.
-
-    Why not libcurl's own: a wheel's libcurl carries the path of the machine that it was built on.
-    """
-    if isinstance(ssl_verify, str):
-        if not os.path.isfile(ssl_verify):
-            raise InvalidArgumentError("ssl_verify", "True, False, or a file of trusted certificates", ssl_verify)
-        return os.path.abspath(ssl_verify)
-    import ssl
-
-    paths = ssl.get_default_verify_paths()
-    candidates = [
-        os.environ.get("SSL_CERT_FILE"), paths.cafile, paths.openssl_cafile, "/etc/ssl/certs/ca-certificates.crt",
-        "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem",
-    ]  # fmt: skip
-    for candidate in candidates:
-        if candidate and os.path.isfile(candidate):
-            return candidate
-    try:
-        import certifi
-    except ImportError:
-        return None
-    return str(certifi.where())
 
 
 def _unreachable() -> NoReturn:

@@ -50,6 +50,10 @@ class ObsEngineError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def explained(self, context: str) -> ObsEngineError:
+        """The same error with words before its own."""
+        return from_fields(type(self).__name__, f"{context}: {self.message}", self.fields())
+
     def fields(self) -> dict[str, Any]:
         """All fields that are set, as keyword arguments for the constructor."""
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -68,6 +72,12 @@ class InvalidArgumentError(ObsEngineError, ValueError):
         if expected:
             what = f"{what}: expected {expected}, found {_show(found)}; {next_step or 'correct the argument'}"
         super().__init__(what, **fields)
+
+
+class CredentialsError(ObsEngineError):
+    """No access keys could be had from where they were to come from."""
+
+    is_retryable = True
 
 
 class ClientClosedError(ObsEngineError):

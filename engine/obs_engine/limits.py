@@ -24,8 +24,11 @@ KEY_LENGTH_MAX = 1024
 BUCKET_LENGTH_MIN, BUCKET_LENGTH_MAX = 3, 63
 """Source: same table, bucketName."""
 
+LOCATION_MAX_BYTES = 2048
+"""Source: Table 2, location."""
+
 METADATA_MAX_BYTES = 8 * KIB
-"""Sum of the UTF-8 lengths of keys and values. Source: same table, metadata."""
+"""Sum of the UTF-8 lengths of keys and values. Source: Table 1, metadata."""
 
 LIST_PARTS_PAGE_MAX = 1000
 """Source: OBS API, "Listing Uploaded Parts", max-parts."""

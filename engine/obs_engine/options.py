@@ -29,6 +29,9 @@ class EngineOptions:
         adopt: continue an upload of which no record is left here, from what the service has of it (needs
             `enableCheckpoint`): True looks for the one open upload of the key, an upload id names it. Where there is a
             record with an upload in it, that one is continued.
+        negotiate: ask each bucket, before its first upload and every quarter of an hour, whether it understands the
+            signature `obs` (on virtual hosts, with the client's `is_signature_negotiation`); False goes by `signature`
+            alone.
         check_bucket: send HEAD bucket before Initiate, as the official SDK does. Off by default: Initiate itself
             finds a missing bucket, and `PutObject` is then the only permission needed.
         connect_timeout_s: for a connection to stand, TLS included, 0.1-3600; None takes the client's `timeout`.
@@ -41,6 +44,7 @@ class EngineOptions:
     sync_parts: int = 1000
     on_source_change: OnSourceChange = "restart"
     adopt: bool | str = False
+    negotiate: bool = True
     check_bucket: bool = False
     connect_timeout_s: float | None = None
 
@@ -56,8 +60,9 @@ class EngineOptions:
             raise InvalidArgumentError("EngineOptions.on_source_change", "'restart' or 'refuse'", self.on_source_change)
         if not isinstance(self.adopt, (bool, str)) or self.adopt == "":
             raise InvalidArgumentError("EngineOptions.adopt", "True, False or an upload id", self.adopt)
-        if not isinstance(self.check_bucket, bool):
-            raise InvalidArgumentError("EngineOptions.check_bucket", "True or False", self.check_bucket)
+        for name in ("negotiate", "check_bucket"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidArgumentError(f"EngineOptions.{name}", "True or False", getattr(self, name))
 
 
 def _within(

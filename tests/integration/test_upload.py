@@ -125,7 +125,7 @@ def test_every_signature_in_both_styles(
     result = upload(server, key, source, client={"server": url, "signature": signature}, encoding_type="url")
     assert result.body.key == key
     expected = "v2" if signature == "obs" and not is_virtual else signature
-    assert {r["signature"] for r in server.requests()} == {expected}
+    assert {r["signature"] for r in server.requests() if r["operation"] != "ApiVersion"} == {expected}
     assert is_equal(server, "bench", key, source)
 
 

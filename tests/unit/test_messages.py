@@ -10,6 +10,7 @@ from obs_engine.errors import ServiceError, SourceNotFoundError, from_fields
 from obs_engine.options import EngineOptions
 from obs_engine.transfer.messages import (
     Decoder,
+    Dialect,
     ErrorInfo,
     PartStoredReply,
     PartTask,
@@ -28,14 +29,14 @@ from obs_engine.wire.signing import Credentials
 REQUEST = UploadRequest(
     4711, "/f\udcff", "b", "k/é", Target(Endpoint("https", "x", 443), "virtual", "v4", "r"),
     Credentials("a", "s", None),
-    9437184, 8, None, True, False, (("x-obs-acl", "private"),), (), (), None, 3,
-    TransportOptions(60.0, 60.0, True, None, 65536), EngineOptions(processes=2),
+    9437184, 8, None, True, False, True, (Dialect("v4", (("x-obs-acl", "private"),), (), ()),), None, 3, 10,
+    TransportOptions(60.0, 60.0, True, None, 65536), EngineOptions(processes=2), 10, False,
 )  # fmt: skip
 MESSAGES = [
     REQUEST,
     PartTask(1, 2, "U", 3, 4, 5, 6.5),
     RequestTask(2, 1, complete("b", "k", "U", (("1", '"e"'),)), 1.0),
-    PartStoredReply(1, '"etag"'),
+    PartStoredReply(1, '"etag"', ""),
     TaskReplied(3, Reply(503, "Busy", (("a", "b"),), b"\x00\xff<Error/>")),
     ErrorInfo("ServiceError", "m", {"status": 503, "part_number": 7}),
 ]
@@ -60,7 +61,7 @@ def test_what_is_no_message_is_a_protocol_error(data: bytes) -> None:
 def test_a_part_costs_little() -> None:
     """A part's task and its answer are small, so that workers may be far away."""
     assert len(encode(PartTask(10000, 1, "0" * 32, 10000, 1 << 40, 1 << 30, 1.7e9))) < 200
-    assert len(encode(PartStoredReply(10000, '"' + "0" * 32 + '"'))) < 100
+    assert len(encode(PartStoredReply(10000, '"' + "0" * 32 + '"', ""))) < 100
 
 
 def test_errors_keep_their_class_and_fields_on_every_way() -> None:

@@ -20,7 +20,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from obs_engine.client import RECORD_SUFFIX, ObsClient
+from obs_engine.arguments import RECORD_SUFFIX
+from obs_engine.client import ObsClient
 from obs_engine.errors import InvalidArgumentError, ResumeRefusedError, ServiceError
 from obs_engine.limits import MIB
 from obs_engine.options import EngineOptions

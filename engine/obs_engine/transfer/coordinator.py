@@ -12,12 +12,25 @@ import gc
 import logging
 import os
 import socket
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from obs_engine.errors import EngineDiedError, ObsEngineError, UploadCancelledError
-from obs_engine.transfer.messages import Decoder, ErrorInfo, Failed, Logged, ProtocolError, UploadRequest, encode
+from obs_engine.transfer.messages import (
+    Decoder,
+    ErrorInfo,
+    Failed,
+    Logged,
+    NewCredentials,
+    ProtocolError,
+    UploadRequest,
+    encode,
+)
+from obs_engine.transfer.negotiation import Negotiator
 from obs_engine.transfer.pool import WorkerPool
 from obs_engine.transfer.upload import Upload
+from obs_engine.wire.signing import Credentials
 
 PROCESSES_MAX = 8
 _RECEIVE_BYTES = 1 << 20
@@ -31,6 +44,7 @@ class Coordinator:
         self._control = control
         self._caller_pid = caller_pid
         self._pool: WorkerPool | None = None
+        self._negotiator = Negotiator()
         self._calls: dict[_Call, asyncio.Task[None]] = {}
         self._is_ending = asyncio.Event()
 
@@ -49,7 +63,7 @@ class Coordinator:
         logger = logging.getLogger("obs_engine")
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
-        logger.addHandler(_ToCallers(self._calls))
+        logger.addHandler(_ToCaller())
         await self._is_ending.wait()
         loop.remove_reader(self._control.fileno())
         tasks = list(self._calls.values())
@@ -85,9 +99,11 @@ class Coordinator:
     async def _upload(self, call: _Call, request: UploadRequest) -> None:
         if self._pool is None:
             self._pool = WorkerPool(request.engine.processes or default_processes())
-        upload = Upload(request, self._pool.session(request.task_num), call.tell)
+        _call.set(call)
+        call.log_level = request.log_level
+        upload = Upload(request, self._pool.session(request.task_num, call.tell), self._negotiator, call.tell)
         work = asyncio.ensure_future(upload.run())
-        gone = asyncio.ensure_future(call.gone())
+        gone = asyncio.ensure_future(call.listen(upload.access.renew))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -113,6 +129,7 @@ class _Call:
 
     def __init__(self, channel: socket.socket) -> None:
         channel.setblocking(False)
+        self.log_level = logging.WARNING
         self._channel = channel
         self._outgoing = bytearray()
         self._decoder = Decoder()
@@ -130,13 +147,15 @@ class _Call:
             except ProtocolError:
                 return None
 
-    async def gone(self) -> None:
-        """Returns when the caller has left."""
+    async def listen(self, on_credentials: Callable[[Credentials], None]) -> None:
+        """Takes the caller's answers; returns when the caller has left."""
         loop = asyncio.get_running_loop()
         try:
-            while await loop.sock_recv(self._channel, 64):
-                pass
-        except ConnectionError:
+            while data := await loop.sock_recv(self._channel, _RECEIVE_BYTES):
+                for message in self._decoder.feed(data):
+                    if isinstance(message, NewCredentials):
+                        on_credentials(message.credentials)
+        except (ConnectionError, ProtocolError):
             return
 
     def tell(self, message: object) -> None:
@@ -163,17 +182,16 @@ class _Call:
             return
 
 
-class _ToCallers(logging.Handler):
-    """Hands log lines to the callers' loggers: this process writes none itself."""
+_call: ContextVar[_Call] = ContextVar("call")
 
-    def __init__(self, calls: dict[_Call, asyncio.Task[None]]) -> None:
-        super().__init__()
-        self._current = calls
+
+class _ToCaller(logging.Handler):
+    """Hands a log line to the caller whose upload it is of: this process writes none itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = Logged(record.levelno, self.format(record))
-        for call in self._current:
-            call.tell(message)
+        call = _call.get(None)
+        if call is not None and record.levelno >= call.log_level:
+            call.tell(Logged(0, record.levelno, self.format(record)))
 
 
 def default_processes() -> int:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from obs_engine.errors import ClientClosedError, EngineDiedError
-from obs_engine.transfer.messages import Decoder, UploadRequest, encode
+from obs_engine.transfer.messages import Decoder, Failed, Uploaded, UploadRequest, encode
 
 # Why without collection while modules load: what they make stays for good, and is looked through again and again.
 _BOOT = (
@@ -41,39 +41,18 @@ class Launcher:
         self._coordinator: _Coordinator | None = None
         self._is_closed = False
 
-    def run(self, request: UploadRequest) -> Iterator[Any]:
-        """Runs an upload and yields the coordinator's messages; `Uploaded` or `Failed` is the last.
-
-        Closing the iterator early, or an exception in the caller's code, cancels the upload: what is in flight is
-        given up, the journal synced.
+    def call(self, request: UploadRequest) -> Call:
+        """Begins an upload.
 
         Raises:
-            EngineDiedError: the coordinator ended without a word.
-            ClientClosedError: `close` was called.
+            EngineDiedError: no process can be started.
+            ClientClosedError: `close` was called before.
         """
-        channel = self._running().open_call()
-        decoder = Decoder()
-        is_done = False
-        try:
-            channel.sendall(encode(request))
-            while True:
-                data = channel.recv(_RECEIVE_BYTES)
-                if not data:
-                    break
-                yield from decoder.feed(data)
-            is_done = True
-        except (ConnectionError, BrokenPipeError):
-            is_done = True
-        finally:
-            if not is_done:
-                _cancel(channel)
-            channel.close()
-        if self._is_closed:
-            raise ClientClosedError("ObsClient: expected to stay open during the upload, found it closed")
-        raise EngineDiedError(
-            "coordinator: expected a result, found its process ended (killed, or out of memory); with a checkpoint "
-            "nothing is lost: call again to continue"
-        )
+        return Call(self, self._running().open_call(), request)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
 
     def close(self) -> None:
         """Ends the coordinator; running uploads keep what a checkpoint has of them. May be called twice."""
@@ -96,6 +75,53 @@ class Launcher:
                     current.close()
                 current = self._coordinator = _Coordinator()
             return current
+
+
+class Call:
+    """An upload that runs, as its caller hears of it; to be used in a `with` block.
+
+    Leaving the block before the last message cancels the upload: what is in flight is given up, the journal synced.
+    """
+
+    def __init__(self, launcher: Launcher, channel: socket.socket, request: UploadRequest) -> None:
+        self._launcher = launcher
+        self._channel = channel
+        self._is_done = False
+        self.say(request)
+
+    def say(self, message: object) -> None:
+        """Sends a message to the coordinator; where it has died, the reader finds out."""
+        with contextlib.suppress(ConnectionError):
+            self._channel.sendall(encode(message))
+
+    def messages(self) -> Iterator[Any]:
+        """The coordinator's messages; `Uploaded` or `Failed` is the last.
+
+        Raises:
+            EngineDiedError: the coordinator ended without a word.
+            ClientClosedError: `close` was called.
+        """
+        decoder = Decoder()
+        with contextlib.suppress(ConnectionError):
+            while data := self._channel.recv(_RECEIVE_BYTES):
+                for message in decoder.feed(data):
+                    self._is_done = isinstance(message, (Uploaded, Failed))
+                    yield message
+        self._is_done = True
+        if self._launcher.is_closed:
+            raise ClientClosedError("ObsClient: expected to stay open during the upload, found it closed")
+        raise EngineDiedError(
+            "coordinator: expected a result, found its process ended (killed, or out of memory); with a checkpoint "
+            "nothing is lost: call again to continue"
+        )
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._is_done:
+            _cancel(self._channel)
+        self._channel.close()
 
 
 class _Coordinator:

@@ -5,8 +5,8 @@ or hostile peer cannot run code here; a part costs some 300 bytes and 20 microse
 travel this way.
 
 Why named tuples and not dataclasses: every process of an upload defines these classes as it starts, and a dataclass
-takes ten times as long to define (0.65 ms). Three stay dataclasses: two keep what may be a key out of their `repr`, and
-`UploadReport` is a value of the public API.
+takes ten times as long to define (0.65 ms). Four stay dataclasses: three keep what may be a key out of their `repr`,
+and `UploadReport` is a value of the public API.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from obs_engine.errors import ObsEngineError, from_fields
@@ -24,7 +24,7 @@ from obs_engine.wire.endpoint import Endpoint
 from obs_engine.wire.object_headers import by_effect
 from obs_engine.wire.replies import Reply
 from obs_engine.wire.requests import Request, Target
-from obs_engine.wire.signing import Credentials, Headers
+from obs_engine.wire.signing import Credentials, Headers, SignatureKind
 
 FRAME_MAX_BYTES = 64 << 20
 _LENGTH = struct.Struct("<I")
@@ -33,7 +33,8 @@ _LENGTH = struct.Struct("<I")
 # --- shared values ----------------------------------------------------------------------------------------------
 
 
-class TransportOptions(NamedTuple):
+@dataclass(frozen=True)
+class TransportOptions:
     """How connections behave.
 
     Attributes:
@@ -42,6 +43,12 @@ class TransportOptions(NamedTuple):
         is_verified: check certificate and host name on TLS.
         ca_file: PEM file of trusted authorities; None where libcurl's own default is right.
         upload_buffer_bytes: libcurl's buffer between the read callback and the socket.
+        ciphers: OpenSSL's list for TLS up to 1.2; "" for libcurl's own.
+        is_http2: offer HTTP/2 on TLS.
+        proxy: `http://host:port` through which every connection is tunnelled; "" for none.
+        proxy_user, proxy_password: for it, or "".
+        certificate, certificate_key: PEM files by which this client shows who it is; "" for none.
+        certificate_password: of the key, or "".
     """
 
     timeout_s: float
@@ -49,24 +56,56 @@ class TransportOptions(NamedTuple):
     is_verified: bool
     ca_file: str | None
     upload_buffer_bytes: int
+    ciphers: str = ""
+    is_http2: bool = False
+    proxy: str = ""
+    proxy_user: str = ""
+    proxy_password: str = field(default="", repr=False)
+    certificate: str = ""
+    certificate_key: str = ""
+    certificate_password: str = field(default="", repr=False)
 
 
 class ErrorInfo(NamedTuple):
-    """An error on its way to another process."""
+    """An error on its way to another process, with what caused it; a cause that is not ours arrives as its words."""
 
     name: str
     message: str
     fields: dict[str, Any]
+    cause: ErrorInfo | None = None
 
     @staticmethod
-    def of(error: ObsEngineError) -> ErrorInfo:
-        return ErrorInfo(type(error).__name__, error.message, error.fields())
+    def of(error: BaseException) -> ErrorInfo:
+        cause = None if error.__cause__ is None else ErrorInfo.of(error.__cause__)
+        if isinstance(error, ObsEngineError):
+            return ErrorInfo(type(error).__name__, error.message, error.fields(), cause)
+        return ErrorInfo("ObsEngineError", f"{type(error).__name__}: {error}", {}, cause)
 
     def error(self) -> ObsEngineError:
-        return from_fields(self.name, self.message, self.fields)
+        error = from_fields(self.name, self.message, self.fields)
+        error.__cause__ = None if self.cause is None else self.cause.error()
+        return error
 
 
 # --- caller -> coordinator --------------------------------------------------------------------------------------
+
+
+class Dialect(NamedTuple):
+    """The headers of one upload in the words of one signature.
+
+    Attributes:
+        initiate: of Initiate alone (metadata, ACL, type, encryption).
+        part: of every part (SSE-C).
+        common: of every request (extension headers).
+    """
+
+    signature: SignatureKind
+    initiate: Headers
+    part: Headers
+    common: Headers
+
+    def __repr__(self) -> str:  # the headers may hold an encryption key
+        return f"Dialect({self.signature!r}, ...)"
 
 
 @dataclass(frozen=True)
@@ -81,9 +120,10 @@ class UploadRequest:
         checkpoint_file: absolute; None without a checkpoint.
         is_default_record: the caller named no checkpoint file, so another name may be chosen where it is taken.
         is_checksum: identify the file by its content too.
-        initiate_headers: of Initiate alone (metadata, ACL, type, encryption).
-        part_headers: of every part (SSE-C).
-        common_headers: of every request (extension headers).
+        is_crc64: send the CRC-64 of each part and of the object, for the service to check.
+        dialects: the one that is spoken; or two, of which the service is to say which it understands, the newer first.
+        log_level: the caller's logger takes no lines below it.
+        shows_progress: somebody looks at the bytes in flight.
     """
 
     caller_pid: int
@@ -97,13 +137,24 @@ class UploadRequest:
     checkpoint_file: str | None
     is_default_record: bool
     is_checksum: bool
-    initiate_headers: Headers = field(repr=False)  # they may hold an encryption key
-    part_headers: Headers = field(repr=False)
-    common_headers: Headers = field(repr=False)
+    is_crc64: bool
+    dialects: tuple[Dialect, ...]
     encoding_type: str | None
     max_retry_count: int
+    max_redirect_count: int
     transport: TransportOptions
     engine: EngineOptions
+    log_level: int
+    shows_progress: bool
+
+    def speaking(self, dialect: Dialect) -> UploadRequest:
+        """The same request in one dialect."""
+        return replace(self, target=replace(self.target, signature=dialect.signature), dialects=(dialect,))
+
+    @property
+    def dialect(self) -> Dialect:
+        """The one that is spoken."""
+        return self.dialects[0]
 
     @property
     def target_name(self) -> tuple[str, str, str]:
@@ -113,19 +164,32 @@ class UploadRequest:
     @property
     def object_options(self) -> dict[str, Headers]:
         """The headers that make the object what it is, by group."""
-        return by_effect((*self.initiate_headers, *self.part_headers), self.common_headers)
+        return by_effect((*self.dialect.initiate, *self.dialect.part), self.dialect.common)
+
+
+class NewCredentials(NamedTuple):
+    """The access keys as they are now; the answer to `CredentialsWanted`."""
+
+    credentials: Credentials
 
 
 # --- coordinator -> caller --------------------------------------------------------------------------------------
 
 
 class Progress(NamedTuple):
-    """Bytes that the service acknowledged, of all; in parts, too."""
+    """Bytes that the service acknowledged, those on their way, and all; in parts, too."""
 
     stored_bytes: int
+    in_flight_bytes: int
     total_bytes: int
     stored_parts: int
     total_parts: int
+
+
+class CredentialsWanted(NamedTuple):
+    """Please say what the access keys are now; the service may have refused those that were said last."""
+
+    is_refused: bool
 
 
 @dataclass(frozen=True)
@@ -167,8 +231,9 @@ class Failed(NamedTuple):
 
 
 class Logged(NamedTuple):
-    """A log line for the caller's logger."""
+    """A log line, from a worker or the coordinator, for the caller's logger; `upload` is the pool's number, or 0."""
 
+    upload: int
     level: int
     text: str
 
@@ -178,7 +243,7 @@ class Logged(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenUpload:
-    """All that a worker must know of an upload, once; tasks name it by `upload`."""
+    """All that a worker must know of an upload, once, and again when it changed; tasks name it by `upload`."""
 
     upload: int
     path: str
@@ -189,6 +254,9 @@ class OpenUpload:
     credentials: Credentials
     part_headers: Headers = field(repr=False)
     transport: TransportOptions
+    is_crc64: bool
+    log_level: int
+    shows_progress: bool
 
 
 class CloseUpload(NamedTuple):
@@ -235,14 +303,24 @@ class Md5Task(NamedTuple):
     ranges: tuple[tuple[int, int], ...]
 
 
+class Crc64Task(NamedTuple):
+    """CRC-64 of `length` bytes from `offset`."""
+
+    task: int
+    upload: int
+    offset: int
+    length: int
+
+
 # --- worker -> coordinator --------------------------------------------------------------------------------------
 
 
 class PartStoredReply(NamedTuple):
-    """The service acknowledged the part."""
+    """The service acknowledged the part; `crc64` of its bytes, in 16 hex digits, where that was asked for."""
 
     task: int
     etag: str
+    crc64: str
 
 
 class TaskReplied(NamedTuple):
@@ -253,7 +331,7 @@ class TaskReplied(NamedTuple):
 
 
 class HashDone(NamedTuple):
-    """Digests of a task's ranges, in their order, 32 hex digits each."""
+    """Digests of a task's ranges, in their order, in hex digits."""
 
     task: int
     digests: tuple[str, ...]
@@ -266,15 +344,23 @@ class TaskFailed(NamedTuple):
     error: ErrorInfo
 
 
+class InFlight(NamedTuple):
+    """Bytes of the upload that this worker has given to its connections, of parts not yet acknowledged."""
+
+    upload: int
+    sent_bytes: int
+
+
 Outcome = PartStoredReply | TaskReplied | HashDone | TaskFailed
-Task = PartTask | RequestTask | HashTask | Md5Task
+Task = PartTask | RequestTask | HashTask | Md5Task | Crc64Task
 
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
-        TransportOptions, ErrorInfo, UploadRequest, Progress, UploadReport, Uploaded, Failed, Logged, OpenUpload,
-        CloseUpload, PartTask, RequestTask, HashTask, Md5Task, PartStoredReply, TaskReplied, HashDone, TaskFailed,
-        EngineOptions, FileIdentity, Endpoint, Reply, Request, Target, Credentials,
+        TransportOptions, ErrorInfo, Dialect, UploadRequest, NewCredentials, Progress, CredentialsWanted, UploadReport,
+        Uploaded, Failed, Logged, OpenUpload, CloseUpload, PartTask, RequestTask, HashTask, Md5Task, Crc64Task,
+        PartStoredReply, TaskReplied, HashDone, TaskFailed, InFlight, EngineOptions, FileIdentity, Endpoint, Reply,
+        Request, Target, Credentials,
     )
 }  # fmt: skip
 _FIELDS = {

@@ -19,6 +19,8 @@ from obs_engine.errors import EngineDiedError
 from obs_engine.transfer.messages import (
     CloseUpload,
     Decoder,
+    InFlight,
+    Logged,
     OpenUpload,
     Outcome,
     Task,
@@ -47,9 +49,13 @@ class WorkerPool:
     def size(self) -> int:
         return len(self._workers)
 
-    def session(self, task_num: int) -> Session:
-        """A share of the pool for one upload: at most `task_num` tasks in flight over all workers."""
-        return Session(self, next(self._uploads), task_num)
+    def session(self, task_num: int, tell: Callable[[Logged], None]) -> Session:
+        """A share of the pool for one upload: at most `task_num` tasks in flight over all workers.
+
+        Args:
+            tell: takes the log lines of the upload's workers.
+        """
+        return Session(self, next(self._uploads), task_num, tell)
 
     def next_task(self) -> int:
         return next(self._tasks)
@@ -60,10 +66,6 @@ class WorkerPool:
         if worker is None or worker.is_dead:
             worker = self._workers[slot] = _WorkerHandle()
         return worker
-
-    def living(self, slot: int) -> _WorkerHandle | None:
-        worker = self._workers[slot]
-        return None if worker is None or worker.is_dead else worker
 
     def kill(self) -> None:
         """Ends all workers at once and reaps them."""
@@ -80,8 +82,9 @@ class Session:
     worker keeps one connection for each task in flight, the upload opens no more than that.
     """
 
-    def __init__(self, pool: WorkerPool, upload: int, task_num: int) -> None:
+    def __init__(self, pool: WorkerPool, upload: int, task_num: int, tell: Callable[[Logged], None]) -> None:
         self._pool = pool
+        self._tell = tell
         self.upload = upload
         used = min(pool.size, task_num)
         self.limit = min(task_num, used * CONNECTIONS_PER_WORKER_MAX)
@@ -89,14 +92,20 @@ class Session:
         self._loads = [0] * used
         self._opened: dict[int, _WorkerHandle] = {}
         self._open_message: OpenUpload | None = None
+        self._in_flight: dict[_WorkerHandle, int] = {}  # by every worker that was opened, the bytes last heard of
 
     @property
     def slots(self) -> int:
         """Workers that this upload may use."""
         return len(self._shares)
 
+    @property
+    def in_flight_bytes(self) -> int:
+        """Bytes that the workers have given to their connections, of parts not yet acknowledged; as last heard of."""
+        return sum(sent for worker, sent in self._in_flight.items() if not worker.is_dead)
+
     def open(self, message: OpenUpload) -> None:
-        """Says what workers must know; again when it changed."""
+        """Says what workers must know; again when it changed: from the next task on each of them has it."""
         self._open_message = message
         self._opened.clear()
 
@@ -117,6 +126,7 @@ class Session:
             assert self._open_message is not None
             worker.say(self._open_message)
             self._opened[slot] = worker
+            self._listen(worker)
         number = self._pool.next_task()
         self._loads[slot] += 1
         try:
@@ -126,10 +136,22 @@ class Session:
 
     def close(self) -> None:
         """Gives up all that is in flight for the upload."""
-        for slot, worker in self._opened.items():
-            if self._pool.living(slot) is worker:
+        for worker in self._in_flight:
+            if not worker.is_dead:
                 worker.say(CloseUpload(self.upload))
+            worker.listeners.pop(self.upload, None)
+        self._in_flight.clear()
         self._opened.clear()
+
+    def _listen(self, worker: _WorkerHandle) -> None:
+        def on_message(message: InFlight | Logged) -> None:
+            if isinstance(message, InFlight):
+                self._in_flight[worker] = message.sent_bytes
+            else:
+                self._tell(message)
+
+        self._in_flight.setdefault(worker, 0)
+        worker.listeners[self.upload] = on_message
 
 
 class _WorkerHandle:
@@ -148,6 +170,7 @@ class _WorkerHandle:
         theirs.close()
         ours.setblocking(False)
         self.is_dead = False
+        self.listeners: dict[int, Callable[[InFlight | Logged], None]] = {}  # by upload
         self._channel = ours
         self._decoder = Decoder()
         self._outgoing = bytearray()
@@ -203,6 +226,11 @@ class _WorkerHandle:
             self._on_death()
             return
         for outcome in self._decoder.feed(data):
+            if isinstance(outcome, (InFlight, Logged)):
+                listener = self.listeners.get(outcome.upload)
+                if listener is not None:
+                    listener(outcome)
+                continue
             future = self._waiting.pop(outcome.task, None)
             if future is not None and not future.done():
                 future.set_result(outcome)

@@ -16,7 +16,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from obs_engine.errors import EngineDiedError, IntegrityError, ObsEngineError, ServiceError, is_retryable_reply
+from obs_engine.transfer.access import KEY_CHANGES_MAX, Access
 from obs_engine.transfer.messages import (
+    Crc64Task,
     HashDone,
     Md5Task,
     Outcome,
@@ -64,13 +66,22 @@ class Found(NamedTuple):
 class Service:
     """Requests of one upload."""
 
-    def __init__(self, request: UploadRequest, session: Session) -> None:
+    def __init__(self, request: UploadRequest, session: Session, access: Access) -> None:
         self._request = request
         self._session = session
+        self._access = access
         self._bucket, self._key = request.bucket, request.key
         self.what = f"{request.bucket}/{request.key}"
 
+    def speak(self, request: UploadRequest) -> None:
+        """From here on in the request's dialect."""
+        self._request = request
+
     # --- requests -----------------------------------------------------------------------------------------------
+
+    async def probe(self) -> Reply:
+        """What the service says of the bucket, to anybody who asks."""
+        return await self._settled_reply(requests.probe(self._bucket))
 
     async def check_bucket(self) -> None:
         """HEAD bucket, as the official SDK sends it first.
@@ -94,7 +105,7 @@ class Service:
         """
         request = self._request
         reply = await self._ask(
-            requests.initiate(self._bucket, self._key, request.initiate_headers, request.encoding_type)
+            requests.initiate(self._bucket, self._key, request.dialect.initiate, request.encoding_type)
         )
         upload_id = read_upload_id(reply) if reply.status < 300 else None
         if upload_id is None or len(upload_id) > UPLOAD_ID_LENGTH_MAX:
@@ -150,11 +161,12 @@ class Service:
                 raise self._endless("ListMultipartUploads", reply)
             seen.add(markers)
 
-    async def complete(self, upload_id: str, etags: Sequence[str]) -> Reply:
-        """Complete with these ETags, of parts 1 to n; whatever the answer."""
+    async def complete(self, upload_id: str, etags: Sequence[str], crc64: int | None) -> Reply:
+        """Complete with these ETags, of parts 1 to n, and the object's CRC-64 if it is known; whatever the answer."""
         parts = [(str(number), etag) for number, etag in enumerate(etags, 1)]
+        checked = () if crc64 is None else (requests.crc64_header(self._request.dialect.signature, crc64),)
         return await self._ask(
-            requests.complete(self._bucket, self._key, upload_id, parts, (), self._request.encoding_type)
+            requests.complete(self._bucket, self._key, upload_id, parts, checked, self._request.encoding_type)
         )
 
     async def abort(self, upload_id: str) -> None:
@@ -168,7 +180,7 @@ class Service:
 
     # --- the object ---------------------------------------------------------------------------------------------
 
-    async def prove(self, reply: Reply, etags: Sequence[str], size_bytes: int) -> None:
+    async def prove(self, reply: Reply, etags: Sequence[str], size_bytes: int, crc64: int | None) -> None:
         """A Complete that answered 2xx: is the object there, and is it ours?
 
         Source: S3-like services answer 200 before they know, and put the error into the body.
@@ -180,6 +192,9 @@ class Service:
         completed = read_completed(reply)
         if completed is None:
             raise error_of(reply, f"Complete of {self.what}", "the parts are kept: call again")
+        told = reply.own_header("checksum-crc64ecma")
+        if crc64 is not None and told not in (None, str(crc64)):
+            raise self._other_object(f"CRC-64 {crc64}", str(told))
         etag = (completed.etag or "").strip('"')
         expected = multipart_etag(etags)
         if expected is None or etag == expected:
@@ -193,7 +208,7 @@ class Service:
             etag = f"{head.status}, {size} bytes"
         if _has_foreign_etags(reply):
             return
-        raise self._other_object(expected, etag)
+        raise self._other_object(f"ETag {expected}", etag)
 
     async def find_object(self, upload_id: str | None, etags: Sequence[str], size_bytes: int) -> Found:
         """The object's HEAD, if this upload made it.
@@ -223,7 +238,7 @@ class Service:
         if made_by != upload_id:
             return Found(None)
         if is_another_object(head, etags):
-            raise self._other_object(str(expected), etag)
+            raise self._other_object(f"ETag {expected}", etag)
         return Found(head)
 
     def _has_our_metadata(self, head: Reply) -> bool:
@@ -235,11 +250,11 @@ class Service:
 
     async def _head(self) -> Reply:
         # Why the parts' headers: an object under the customer's own key is shown to who has that key.
-        return await self._ask(requests.head_object(self._bucket, self._key, self._request.part_headers))
+        return await self._ask(requests.head_object(self._bucket, self._key, self._request.dialect.part))
 
     def _other_object(self, expected: str, found: str) -> IntegrityError:
         return IntegrityError(
-            f"object {self.what}: expected ETag {expected}, found {found}; what the service assembled is not what was "
+            f"object {self.what}: expected {expected}, found {found}; what the service assembled is not what was "
             "sent: delete the object and upload again"
         )
 
@@ -264,12 +279,34 @@ class Service:
         await together(digest() for _ in range(self._session.slots))
         return [md5 for index in range(len(groups)) for md5 in found[index]]
 
+    async def crc64s(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
+        """CRC-64 of each range (offset, length) of the file, by the workers.
+
+        Raises:
+            SourceError: the file cannot be read.
+        """
+        found = [0] * len(ranges)
+        waiting = iter(enumerate(ranges))
+
+        async def digest() -> None:
+            for index, (offset, length) in waiting:
+                outcome = await self.settled(
+                    lambda task, o=offset, n=length: Crc64Task(task, self._session.upload, o, n)  # type: ignore[misc]
+                )
+                assert isinstance(outcome, HashDone)
+                found[index] = int(outcome.digests[0], 16)
+
+        await together(digest() for _ in range(self._session.slots))
+        return found
+
     # --- asking workers -----------------------------------------------------------------------------------------
 
     async def _ask(self, request: Request) -> Reply:
-        """Sends a small request, again where that helps; the last reply counts, whatever its status."""
-        full = with_headers(request, self._request.common_headers)
-        outcome = await self.settled(lambda number: RequestTask(number, self._session.upload, full, time.time()))
+        """Sends a small request with the caller's own headers; the last reply counts, whatever its status."""
+        return await self._settled_reply(with_headers(request, self._request.dialect.common))
+
+    async def _settled_reply(self, request: Request) -> Reply:
+        outcome = await self.settled(lambda number: RequestTask(number, self._session.upload, request, time.time()))
         assert isinstance(outcome, TaskReplied)
         return outcome.reply
 
@@ -279,8 +316,11 @@ class Service:
         Raises:
             ObsEngineError: no reply came, or the source failed.
         """
-        deaths = attempt = 0
+        access = self._access
+        deaths = attempt = redirects = key_changes = 0
         while True:
+            access.keep_fresh()
+            version = access.version
             try:
                 outcome = await self._session.run(make_task)
             except WorkerDied as died:
@@ -289,6 +329,15 @@ class Service:
                 if deaths > WORKER_DEATHS_MAX:
                     raise EngineDiedError(f"{self.what}: {died}, {deaths} times in a row; call again") from died
                 continue
+            if isinstance(outcome, TaskReplied):
+                # Neither counts as an attempt: the request itself has not been looked at yet.
+                if redirects < self._request.max_redirect_count and access.is_redirect(outcome.reply):
+                    if access.follow(outcome.reply):
+                        redirects += 1
+                        continue
+                elif key_changes < KEY_CHANGES_MAX and await access.has_other_keys(outcome.reply, version):
+                    key_changes += 1
+                    continue
             error = outcome.error.error() if isinstance(outcome, TaskFailed) else None
             may_help = error.is_retryable if error is not None else _is_retryable_outcome(outcome)
             if not may_help or attempt == self._request.max_retry_count:

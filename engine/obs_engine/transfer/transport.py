@@ -57,6 +57,7 @@ class Transport:
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, 10_000)  # keep every connection that a full window has opened
+        self._multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_NOTHING)  # a connection each, with HTTP/2 as well
 
     def start(self, request: FinishedRequest, body: Body, options: TransportOptions, on_done: OnDone) -> object:
         """Begins a transfer and returns a token for `cancel`.
@@ -76,6 +77,11 @@ class Transport:
         assert isinstance(token, _Transfer)
         if self._running.get(token.curl) is token:
             self._release(token)
+
+    def sent_bytes(self, token: object) -> int:
+        """Bytes of a transfer's body that libcurl has taken."""
+        assert isinstance(token, _Transfer)
+        return token.sent_bytes
 
     def timeout_s(self) -> float | None:
         """How long the event loop may wait at most."""
@@ -141,6 +147,11 @@ class Transport:
         self._timeout_ms = timeout_ms
 
 
+def has_http2() -> bool:
+    """Was libcurl built with HTTP/2?"""
+    return bool(pycurl.version_info()[4] & pycurl.VERSION_HTTP2)
+
+
 class _Transfer:
     """One request on its way, and the reply as it arrives."""
 
@@ -149,8 +160,8 @@ class _Transfer:
         self.request = request
         self.on_done = on_done
         self.failure: ObsEngineError | None = None  # of the body's source
+        self.sent_bytes = 0
         self._body = body
-        self._sent = 0
         self._status = 0
         self._reason = ""
         self._headers: list[tuple[str, str]] = []
@@ -160,9 +171,17 @@ class _Transfer:
         curl, request = self.curl, self.request
         curl.setopt(pycurl.URL, request.url)
         curl.setopt(pycurl.PATH_AS_IS, 1)  # `..` and `//` are parts of keys
-        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)  # one part a connection, none multiplexed
+        version = pycurl.CURL_HTTP_VERSION_2TLS if options.is_http2 else pycurl.CURL_HTTP_VERSION_1_1
+        curl.setopt(pycurl.HTTP_VERSION, version)
         curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
-        curl.setopt(pycurl.PROXY, "")  # Why: the environment's proxies count only where the caller asks for them
+        curl.setopt(pycurl.PROXY, options.proxy)  # Why also if "": libcurl would take the environment's
+        if options.proxy:
+            curl.setopt(pycurl.HTTPPROXYTUNNEL, 1)
+            curl.setopt(pycurl.SUPPRESS_CONNECT_HEADERS, 1)  # type: ignore[attr-defined]  # the stubs lack it
+            if options.proxy_user:
+                curl.setopt(pycurl.PROXYAUTH, pycurl.HTTPAUTH_BASIC)
+                curl.setopt(pycurl.PROXYUSERNAME, options.proxy_user)
+                curl.setopt(pycurl.PROXYPASSWORD, options.proxy_password)
         curl.setopt(pycurl.NOSIGNAL, 1)
         curl.setopt(pycurl.TCP_KEEPALIVE, 1)
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(options.connect_timeout_s * 1000))
@@ -172,6 +191,13 @@ class _Transfer:
         curl.setopt(pycurl.SSL_VERIFYHOST, 2 if options.is_verified else 0)
         if options.ca_file:
             curl.setopt(pycurl.CAINFO, options.ca_file)
+        if options.ciphers:
+            curl.setopt(pycurl.SSL_CIPHER_LIST, options.ciphers)
+        if options.certificate:
+            curl.setopt(pycurl.SSLCERT, options.certificate)
+            curl.setopt(pycurl.SSLKEY, options.certificate_key)
+            if options.certificate_password:
+                curl.setopt(pycurl.KEYPASSWD, options.certificate_password)
         # libcurl adds Content-Length itself; an empty "Expect:" spares the wait for 100-continue.
         lines = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers
                  if name.lower() != "content-length"]  # fmt: skip
@@ -196,18 +222,18 @@ class _Transfer:
 
     def _on_read(self, size: int) -> memoryview | int:
         try:
-            piece = self._body[self._sent : self._sent + size]
+            piece = self._body[self.sent_bytes : self.sent_bytes + size]
         except ObsEngineError as error:
             self.failure = error
             return pycurl.READFUNC_ABORT
-        self._sent += len(piece)
+        self.sent_bytes += len(piece)
         return piece
 
     def _on_seek(self, offset: int, origin: int) -> int:
         # libcurl rewinds when a kept connection turns out to be closed, before any reply.
         if origin != 0 or not 0 <= offset <= len(self._body):
             return pycurl.SEEKFUNC_CANTSEEK
-        self._sent = offset
+        self.sent_bytes = offset
         return pycurl.SEEKFUNC_OK
 
     def _on_header(self, line: bytes) -> None:

@@ -23,11 +23,11 @@ from obs_engine.errors import JournalError, ObsEngineError, ServiceError, Source
 from obs_engine.limits import MIB
 from obs_engine.source.identity import FileIdentity, identify
 from obs_engine.source.plan import PartPlan, plan_parts
+from obs_engine.transfer.access import Access
 from obs_engine.transfer.checkpoint_file import OpenRecord, open_record
 from obs_engine.transfer.messages import (
     HashDone,
     HashTask,
-    OpenUpload,
     PartStoredReply,
     PartTask,
     Progress,
@@ -36,6 +36,7 @@ from obs_engine.transfer.messages import (
     UploadReport,
     UploadRequest,
 )
+from obs_engine.transfer.negotiation import Negotiator
 from obs_engine.transfer.pool import Session
 from obs_engine.transfer.resume import Decision, Inquiry, Testimony, testify
 from obs_engine.transfer.service import Service, together
@@ -47,6 +48,8 @@ PROGRESS_INTERVAL_S = 0.05
 ABORT_TIMEOUT_S = 1.0
 HASH_BLOCK_BYTES = 64 * MIB
 ETAG_LENGTH_MAX = 1024
+SOME_PARTS_FAILED = "some parts are failed when upload. Please try again"
+"""The SDK's words, which scripts look for."""
 
 
 class UploadGone(Exception):
@@ -56,16 +59,21 @@ class UploadGone(Exception):
 class Upload:
     """One call of `uploadFile` in the coordinator."""
 
-    def __init__(self, request: UploadRequest, session: Session, tell: Callable[[object], None]) -> None:
+    def __init__(
+        self, request: UploadRequest, session: Session, negotiator: Negotiator, tell: Callable[[object], None]
+    ) -> None:
         """
         Args:
             session: this upload's share of the workers.
+            negotiator: knows which dialect a bucket understands.
             tell: sends a message to the caller.
         """
         self._request = request
         self._session = session
+        self._negotiator = negotiator
         self._tell = tell
-        self._service = Service(request, session)
+        self.access = Access(request, session, tell)
+        self._service = Service(request, session, self.access)
         self._journal: JournalLike = NoJournal()
         self._record = OpenRecord(self._journal)
         self._binding: Binding
@@ -73,8 +81,10 @@ class Upload:
         self._plan = PartPlan(0, 1)
         self._started_s = time.monotonic()
         self._progress_timer: asyncio.TimerHandle | None = None
+        self._shown_bytes = 0
         self._parts_resumed = self._parts_adopted = 0
         self._parts_sent = 0
+        self._crc64s: dict[int, int] = {}  # of parts that this call sent
         self._parts_unsynced = 0
         self._part_attempts = 0
         self._sync_timer: asyncio.TimerHandle | None = None
@@ -93,7 +103,7 @@ class Upload:
         request = self._request
         self._identity = identify(request.path)
         self._plan = plan_parts(self._identity.size_bytes, request.part_size_bytes)
-        self._session.open(self._open_message())
+        self.access.open(request, self._identity)
         self._sync_failure = asyncio.get_running_loop().create_future()
         try:
             return await self._run()
@@ -115,6 +125,9 @@ class Upload:
                 _log.warning("%s", error)  # an error that is on its way already says more
 
     async def _run(self) -> Uploaded:
+        refusal = await self._agree_on_dialect()
+        if refusal is not None:
+            return Uploaded(refusal, self._report())
         request = self._request
         self._record = await open_record(request)
         self._journal = self._record.journal
@@ -152,6 +165,18 @@ class Upload:
                 errorCode="NoSuchUpload",
                 is_retryable=True,
             ) from gone
+
+    async def _agree_on_dialect(self) -> Reply | None:
+        """Asks the bucket which signature it understands, where that is open; a reply is its refusal to say."""
+        if len(self._request.dialects) == 1:
+            return None
+        found = await self._negotiator.dialect(self._request, self._service)
+        if isinstance(found, Reply):
+            return found
+        self._request = self._request.speaking(found)
+        self._service.speak(self._request)
+        self.access.open(self._request, self._identity)
+        return None
 
     def _check_source(self) -> None:
         """Is the file still the one that this call identified? Asked before anything that was read of it counts.
@@ -275,11 +300,14 @@ class Upload:
             outcome = await self._service.settled(task)
         except ObsEngineError as error:
             error.part_number = part_number
-            raise
+            raise error.explained(f"{SOME_PARTS_FAILED}: part {part_number} of {self._what}") from error
         if isinstance(outcome, TaskReplied):
             if read_fault(outcome.reply).code == "NoSuchUpload":
                 raise UploadGone
-            refused = error_of(outcome.reply, f"part {part_number} of {self._what}", "see errorCode, then call again")
+            # The SDK's scripts tell these two apart by their words.
+            words = f"{SOME_PARTS_FAILED}: " if outcome.reply.status >= 500 else ""
+            what = f"{words}part {part_number} of {self._what}"
+            refused = error_of(outcome.reply, what, "see errorCode, then call again")
             refused.part_number = part_number
             raise refused
         assert isinstance(outcome, PartStoredReply)
@@ -290,6 +318,8 @@ class Upload:
             )
         self._check_source()
         self._journal.append(PartStored(part_number, outcome.etag))
+        if outcome.crc64:
+            self._crc64s[part_number] = int(outcome.crc64, 16)
         self._parts_sent += 1
         self._parts_unsynced += 1
         engine = self._request.engine
@@ -318,12 +348,18 @@ class Upload:
                 loop = asyncio.get_running_loop()
                 self._progress_timer = loop.call_later(PROGRESS_INTERVAL_S, self._show_progress_later)
             return
-        stored = self._state
-        self._tell(Progress(stored.stored_bytes(), self._plan.size_bytes, len(stored.parts), self._plan.part_count))
+        state = self._state
+        stored, total = state.stored_bytes(), self._plan.size_bytes
+        # Bytes that must be sent again leave the sum, but not what was shown; all of them is said of success only.
+        self._shown_bytes = max(self._shown_bytes, min(stored + self._session.in_flight_bytes, max(0, total - 1)))
+        in_flight = max(0, self._shown_bytes - stored)
+        self._tell(Progress(stored, in_flight, total, len(state.parts), self._plan.part_count))
 
     def _show_progress_later(self) -> None:
         self._progress_timer = None
         self._show_progress(is_forced=True)
+        if self._request.shows_progress:
+            self._show_progress()  # bytes move between the ends of parts, too
 
     # --- the object ---------------------------------------------------------------------------------------------
 
@@ -335,16 +371,18 @@ class Upload:
         self._check_source()
         etags = [state.parts[number] for number in sorted(state.parts)]
         size = self._plan.size_bytes
+        crc64 = await self._object_crc64() if self._request.is_crc64 else None
         lost: TransportError | None = None
         try:
-            reply = await self._service.complete(upload_id, etags)
+            reply = await self._service.complete(upload_id, etags, crc64)
         except TransportError as error:
             lost, reply = error, Reply(0)
         is_gone = read_fault(reply).code == "NoSuchUpload"
         if 200 <= reply.status < 300:
-            await self._service.prove(reply, etags, size)
-        elif lost is not None or is_gone or reply.status >= 500:
-            # This Complete, or an earlier one, may have been done and its answer lost. The object itself tells.
+            await self._service.prove(reply, etags, size, crc64)
+        elif lost is not None or is_gone or reply.status >= 500 or reply.status == 303:
+            # This Complete, or an earlier one, may have been done and its answer lost, or be a redirect of the browser
+            # that successActionRedirect asks for. The object itself tells.
             found = await self._service.find_object(upload_id, etags, size)
             if found.reply is not None:
                 reply = found.reply
@@ -360,10 +398,23 @@ class Upload:
         self._journal.sync()  # Durable from here: the object stands, whatever happens to us.
         return self._done(reply)
 
+    async def _object_crc64(self) -> int:
+        """Of the whole object: from what was sent now, and from the file for the parts of earlier calls."""
+        from obs_engine.digests import crc64_combine
+
+        earlier = [number for number in self._state.parts if number not in self._crc64s]
+        found = await self._service.crc64s([self._plan.part(number) for number in earlier])
+        self._check_source()
+        crc64s = self._crc64s | dict(zip(earlier, found, strict=True))
+        joined = 0
+        for number in range(1, self._plan.part_count + 1):
+            joined = crc64_combine(joined, crc64s[number], self._plan.part(number)[1])
+        return joined
+
     def _done(self, reply: Reply) -> Uploaded:
         """The object stands: nothing of the upload needs to be remembered."""
         report, plan = self._report(), self._plan
-        self._tell(Progress(plan.size_bytes, plan.size_bytes, plan.part_count, plan.part_count))
+        self._tell(Progress(plan.size_bytes, 0, plan.size_bytes, plan.part_count, plan.part_count))
         self._journal.remove()
         return Uploaded(reply, report)
 
@@ -374,13 +425,6 @@ class Upload:
                 await asyncio.wait_for(self._service.abort(self._state.upload_id), ABORT_TIMEOUT_S)
             except asyncio.TimeoutError:
                 _log.warning("upload %s of %s could not be aborted in time", self._state.upload_id, self._what)
-
-    def _open_message(self) -> OpenUpload:
-        request = self._request
-        return OpenUpload(
-            self._session.upload, request.path, self._identity, request.bucket, request.key, request.target,
-            request.credentials, (*request.part_headers, *request.common_headers), request.transport,
-        )  # fmt: skip
 
     def _report(self) -> UploadReport:
         return UploadReport(

@@ -1,26 +1,31 @@
 """A worker: maps a window for each part and streams it to the service, many at a time.
 
 Runs in a process of its own, forked by the coordinator's pool. Knows the uploads it was told of and the tasks in
-flight. Does not know plans, journals, retries, other workers, or the time: each task brings what it needs.
+flight. Does not know plans, journals, retries, other workers, or the time of day: each task brings what it needs.
 Ends when the coordinator's socket closes.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from obs_engine.errors import ObsEngineError, SourceChangedError, SourceError
+from obs_engine.errors import IntegrityError, ObsEngineError, SourceChangedError, SourceError
 from obs_engine.source.window import Window
 from obs_engine.transfer.messages import (
     CloseUpload,
+    Crc64Task,
     Decoder,
     ErrorInfo,
     HashDone,
     HashTask,
+    InFlight,
+    Logged,
     Md5Task,
     OpenUpload,
     Outcome,
@@ -33,15 +38,17 @@ from obs_engine.transfer.messages import (
 )
 from obs_engine.transfer.transport import Transport
 from obs_engine.wire.replies import Reply
-from obs_engine.wire.requests import finish, upload_part, with_headers
+from obs_engine.wire.requests import Request, crc64_header, finish, upload_part, with_headers
 
 _RECEIVE_BYTES = 1 << 20
 _HASH_STEP_BYTES = 8 << 20
 _MD5_STEP_BYTES = 512 << 10
+_SHOW_INTERVAL_S = 0.05
 
 _Digesting = Generator[None, None, tuple[str, ...]]
 """A digest on its way: each step does a piece, the end is the digests."""
-_DigestTask = TypeVar("_DigestTask", HashTask, Md5Task)
+_DigestTask = TypeVar("_DigestTask", HashTask, Md5Task, Crc64Task)
+_OnDigests = Callable[[tuple[str, ...] | ObsEngineError], None]
 
 
 class Worker:
@@ -64,8 +71,10 @@ class Worker:
             RequestTask: self._send_request,
             HashTask: lambda task: self._digest(task, _xxh3),
             Md5Task: lambda task: self._digest(task, _md5s),
+            Crc64Task: lambda task: self._digest(task, _crc64),
         }
-        self._digesting: dict[int, _Digesting] = {}
+        self._digesting: dict[int, tuple[_Digesting, _OnDigests]] = {}
+        self._shown_s = 0.0
 
     def run(self) -> None:
         """Works until the coordinator is gone."""
@@ -83,6 +92,7 @@ class Worker:
                     self._transport.on_event(descriptor, mask)
             self._transport.finish_transfers()
             self._digest_on()
+            self._show_in_flight()
             self._flush()
 
     def _receive(self) -> bool:
@@ -96,8 +106,8 @@ class Worker:
             self._handlers[type(message)](message)
         return bool(data)
 
-    def _say(self, outcome: Outcome) -> None:
-        self._outgoing += encode(outcome)
+    def _say(self, message: Outcome | InFlight | Logged) -> None:
+        self._outgoing += encode(message)
 
     def _flush(self) -> None:
         if self._outgoing:
@@ -130,63 +140,123 @@ class Worker:
 
     def _send_part(self, task: PartTask) -> None:
         upload = self._uploads[task.upload]
+        if not upload.known.is_crc64:
+            self._stream_part(upload, task, None)
+            return
+
+        def on_crc64(found: tuple[str, ...] | ObsEngineError) -> None:
+            if isinstance(found, ObsEngineError):
+                self._say(TaskFailed(task.task, ErrorInfo.of(found)))
+            else:
+                self._stream_part(upload, task, int(found[0], 16))
+
+        # Why before: the service wants the sum in a header. The pages stay in the cache for the sending.
+        self._begin_digest(upload, task.task, _crc64(upload, task), on_crc64)
+
+    def _stream_part(self, upload: _OpenFile, task: PartTask, crc64: int | None) -> None:
         known = upload.known
         try:
             window = upload.window(task.offset, task.length)
         except ObsEngineError as error:
             self._say(TaskFailed(task.task, ErrorInfo.of(error)))
             return
+        checked = () if crc64 is None else (crc64_header(known.target.signature, crc64),)
         request = upload_part(
-            known.bucket, known.key, task.upload_id, task.part_number, task.length, known.part_headers
+            known.bucket, known.key, task.upload_id, task.part_number, task.length, (*known.part_headers, *checked)
         )
 
-        def done(result: Reply | ObsEngineError) -> None:
-            del upload.in_flight[task.task]
+        def on_done(result: Reply | ObsEngineError) -> None:
             window.close()
+            self._show_in_flight(is_forced=True)
             etag = result.header("etag") if isinstance(result, Reply) and result.status == 200 else None
-            self._say(PartStoredReply(task.task, etag) if etag else _outcome(task.task, result))
+            if etag is None:
+                self._say(_outcome(task.task, result))
+                return
+            assert isinstance(result, Reply)
+            told = result.own_header("checksum-crc64ecma")
+            if crc64 is not None and told not in (None, str(crc64)):
+                self._say(TaskFailed(task.task, ErrorInfo.of(_other_part(known, task, crc64, told))))
+                return
+            self._say(PartStoredReply(task.task, etag, "" if crc64 is None else f"{crc64:016x}"))
 
-        finished = finish(request, known.target, known.credentials, task.now_s)
-        token = self._transport.start(finished, window, known.transport, done)
-        upload.in_flight[task.task] = token, window
+        self._start(upload, task.task, request, task.now_s, on_done, window)
 
     def _send_request(self, task: RequestTask) -> None:
         upload = self._uploads[task.upload]
+        request = with_headers(task.request, ())
+        self._start(upload, task.task, request, task.now_s, lambda result: self._say(_outcome(task.task, result)))
+
+    def _start(
+        self, upload: _OpenFile, task: int, request: Request, now_s: float,
+        on_done: Callable[[Reply | ObsEngineError], None], window: Window | None = None,
+    ) -> None:  # fmt: skip
+        """Begins a transfer; `on_done` is called when it is over and no longer in flight."""
         known = upload.known
+        finished = finish(request, known.target, known.credentials, now_s)
+        started_s = time.monotonic()
 
         def done(result: Reply | ObsEngineError) -> None:
-            del upload.in_flight[task.task]
-            self._say(_outcome(task.task, result))
+            del upload.in_flight[task]
+            if known.log_level <= logging.DEBUG:
+                self._say(Logged(known.upload, logging.DEBUG, _line(request, result, time.monotonic() - started_s)))
+            on_done(result)
 
-        finished = finish(with_headers(task.request, ()), known.target, known.credentials, task.now_s)
-        token = self._transport.start(finished, memoryview(finished.body), known.transport, done)
-        upload.in_flight[task.task] = token, None
+        body = memoryview(finished.body) if window is None else window
+        upload.in_flight[task] = self._transport.start(finished, body, known.transport, done), window
+
+    def _show_in_flight(self, *, is_forced: bool = False) -> None:
+        """Says how many bytes are on their way, where somebody looks at them: now and then, and when a part ends."""
+        now_s = time.monotonic()
+        if not is_forced and now_s - self._shown_s < _SHOW_INTERVAL_S:
+            return
+        self._shown_s = now_s
+        for number, upload in self._uploads.items():
+            if upload.known.shows_progress:
+                sent = sum(self._transport.sent_bytes(token) for token, window in upload.in_flight.values() if window)
+                if sent != upload.shown_bytes:
+                    upload.shown_bytes = sent
+                    self._say(InFlight(number, sent))
 
     def _digest(self, task: _DigestTask, begin: Callable[[_OpenFile, _DigestTask], _Digesting]) -> None:
+        def on_digests(found: tuple[str, ...] | ObsEngineError) -> None:
+            is_error = isinstance(found, ObsEngineError)
+            self._say(TaskFailed(task.task, ErrorInfo.of(found)) if is_error else HashDone(task.task, found))  # type: ignore[arg-type]
+
         upload = self._uploads[task.upload]
-        upload.digesting.add(task.task)
-        self._digesting[task.task] = begin(upload, task)
+        self._begin_digest(upload, task.task, begin(upload, task), on_digests)
+
+    def _begin_digest(self, upload: _OpenFile, task: int, work: _Digesting, on_digests: _OnDigests) -> None:
+        upload.digesting.add(task)
+        self._digesting[task] = work, on_digests
 
     def _digest_on(self) -> None:
         """One step of each digest, between two looks at the connections: transfers do not wait for whole files."""
-        for number, work in list(self._digesting.items()):
+        for number, (work, on_digests) in list(self._digesting.items()):
+            found: tuple[str, ...] | ObsEngineError
             try:
                 next(work)
                 continue
             except StopIteration as done:
-                self._say(HashDone(number, done.value))
+                found = done.value
             except ObsEngineError as error:
-                self._say(TaskFailed(number, ErrorInfo.of(error)))
+                found = error
             del self._digesting[number]
+            on_digests(found)
 
 
 class _OpenFile:
-    """An upload as a worker knows it, with its file open and its transfers in flight."""
+    """An upload as a worker knows it, with its file open and its transfers in flight.
+
+    Attributes:
+        in_flight: by task, what the transport knows the transfer by, and the window that is sent (no small request's).
+        shown_bytes: what was last said of the bytes in flight.
+    """
 
     def __init__(self, known: OpenUpload) -> None:
         self.known = known
         self.in_flight: dict[int, tuple[object, Window | None]] = {}
         self.digesting: set[int] = set()
+        self.shown_bytes = 0
         self._descriptor = -1
 
     def renewed(self, known: OpenUpload) -> _OpenFile:
@@ -206,7 +276,7 @@ class _OpenFile:
             raise SourceError(
                 f"uploadFile {path!r}: expected the file that the upload began with, found {error.strerror}; "
                 "restore it, then call again"
-            ) from None
+            ) from error
         found = os.fstat(descriptor)
         if (found.st_ino, found.st_dev) != (self.known.identity.inode, self.known.identity.device):
             os.close(descriptor)
@@ -236,6 +306,19 @@ def _xxh3(upload: _OpenFile, task: HashTask) -> _Digesting:
     return (digest.hexdigest(),)
 
 
+def _crc64(upload: _OpenFile, task: Crc64Task | PartTask) -> _Digesting:
+    from obs_engine.digests import crc64
+
+    value, end = 0, task.offset + task.length
+    for offset in range(task.offset, end, _HASH_STEP_BYTES):
+        length = min(_HASH_STEP_BYTES, end - offset)
+        window = upload.window(offset, length)
+        value = crc64(window[0:length], value)
+        window.close()
+        yield
+    return (f"{value:016x}",)
+
+
 def _md5s(upload: _OpenFile, task: Md5Task) -> _Digesting:
     """All ranges side by side, as the kernel's lanes cost little more together than one alone."""
     from obs_engine.digests import Md5, md5_update_many
@@ -258,6 +341,24 @@ def _outcome(task: int, result: Reply | ObsEngineError) -> Outcome:
     if isinstance(result, Reply):
         return TaskReplied(task, result)
     return TaskFailed(task, ErrorInfo.of(result))
+
+
+def _other_part(known: OpenUpload, task: PartTask, expected: int, found: str | None) -> IntegrityError:
+    return IntegrityError(
+        f"part {task.part_number} of {known.bucket}/{known.key} (offset {task.offset}): expected CRC-64 {expected}, "
+        f"found {found} at the service; call again to send it again",
+        is_retryable=True,
+    )
+
+
+def _line(request: Request, result: Reply | ObsEngineError, seconds: float) -> str:
+    """What is logged of a request: nothing of its headers, where keys and signatures are."""
+    part = next((f" {value}" for name, value in request.query if name == "partNumber"), "")
+    if isinstance(result, Reply):
+        told = f"{result.status}, request {result.own_header('request-id')}"
+    else:
+        told = f"failed: {result}"
+    return f"{request.operation}{part} {request.bucket}/{request.key or ''}: {told}, {seconds * 1000:.0f} ms"
 
 
 def run_worker(channel: socket.socket) -> None:

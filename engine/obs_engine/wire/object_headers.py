@@ -16,7 +16,19 @@ _VALUE_SAFE = "~;/?:@&=+$,'*"
 _KEY_SAFE = "~;/?:@&=+$,"
 _STORAGE_TO_V2 = {"WARM": "STANDARD_IA", "COLD": "GLACIER"}
 _STORAGE_TO_OBS = {"STANDARD_IA": "WARM", "GLACIER": "COLD"}
-_GRANTS = {"READ": "read", "READ_ACP": "read-acp", "WRITE_ACP": "write-acp", "FULL_CONTROL": "full-control"}
+GRANTS = {"READ": "read", "READ_ACP": "read-acp", "WRITE_ACP": "write-acp", "FULL_CONTROL": "full-control"}
+"""Permissions that an object knows, and their names in headers."""
+
+STORAGE_CLASSES = frozenset(
+    {"STANDARD", "WARM", "COLD", "DEEP_ARCHIVE", "INTELLIGENT_TIERING", *_STORAGE_TO_OBS}
+)  # fmt: skip
+ACLS = frozenset(
+    {"private", "public-read", "public-read-write", "public-read-delivered", "public-read-write-delivered",
+     "bucket-owner-full-control", "authenticated-read", "bucket-owner-read", "log-delivery-write"}
+)  # fmt: skip
+"""Words that one of the dialects has."""
+
+_EXTENSIONS = {"requesterPayer": "request-payer", "locationClusterGroupId": "location-clustergroup-id"}
 
 # Source: OBS API Reference, "Initiating a Multipart Upload", request headers; the plain ones are stored as they are.
 _OBJECT_HEADERS = frozenset(
@@ -44,6 +56,16 @@ def metadata_headers(kind: SignatureKind, metadata: Mapping[str, object]) -> Hea
         name = quote(key, safe=_KEY_SAFE)
         found.append((name if name.lower().startswith(prefix) else f"{prefix}meta-{name}", encode_value(value)))
     return tuple(found)
+
+
+def extension_headers(kind: SignatureKind, extensions: Mapping[str, object]) -> Headers:
+    """The caller's own headers; two of them go by another name in the API than on the wire."""
+    prefix = header_prefix(kind)
+    return tuple(
+        (f"{prefix}{_EXTENSIONS[name]}" if name in _EXTENSIONS else name, encode_value(value))
+        for name, value in extensions.items()
+        if value is not None
+    )
 
 
 def property_headers(
@@ -79,8 +101,8 @@ def property_headers(
         found.append(("success-action-redirect", encode_value(success_action_redirect)))
     by_permission: dict[str, list[str]] = {}
     for permission, account in grants:
-        if permission in _GRANTS:
-            by_permission.setdefault(_GRANTS[permission], []).append(f"id={account}")
+        if permission in GRANTS:
+            by_permission.setdefault(GRANTS[permission], []).append(f"id={account}")
     found += [(f"{prefix}grant-{name}", encode_value(",".join(ids))) for name, ids in sorted(by_permission.items())]
     return tuple(found)
 

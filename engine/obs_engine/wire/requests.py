@@ -9,8 +9,9 @@ from __future__ import annotations
 from base64 import b64encode
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from urllib.parse import urlsplit
 
-from obs_engine.wire.endpoint import Addressing, Endpoint, Query
+from obs_engine.wire.endpoint import Addressing, Endpoint, Query, parse_endpoint
 from obs_engine.wire.signing import (
     UNSIGNED_PAYLOAD,
     Credentials,
@@ -38,6 +39,28 @@ class Target:
     region: str = "region"
 
 
+    def redirected(self, bucket: str, location: str) -> Target | None:
+        """The target that a redirect's `Location` names; None where it names none, or one less safe than this.
+
+        Why only its host counts: the request that is repeated there is the same, with the same bucket, key and query.
+        """
+        try:
+            parts = urlsplit(location)
+            endpoint = parse_endpoint(f"{parts.scheme}://{parts.netloc}")
+        except ValueError:  # InvalidArgumentError is one
+            return None
+        if not parts.scheme or (self.endpoint.scheme == "https" and endpoint.scheme != "https"):
+            return None
+        if self.addressing == "cname" or not bucket:
+            return replace(self, endpoint=endpoint)
+        if endpoint.host.startswith(f"{bucket}."):
+            host = endpoint.host.removeprefix(f"{bucket}.")
+            return replace(self, endpoint=replace(endpoint, host=host), addressing="virtual")
+        if f"{parts.path}/".startswith(f"/{bucket}/"):
+            return replace(self, endpoint=endpoint, addressing="path")
+        return None
+
+
 @dataclass(frozen=True)
 class Request:
     """One request, unsigned.
@@ -49,6 +72,7 @@ class Request:
         headers: beyond those that `finish` adds.
         body: small bodies (XML). A part's bytes are no field: the transport streams them.
         body_length: bytes of the body, whether in `body` or streamed.
+        is_signed: False for a request that needs no credentials.
     """
 
     operation: str
@@ -59,6 +83,7 @@ class Request:
     headers: Headers = ()
     body: bytes = b""
     body_length: int = 0
+    is_signed: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,6 +153,11 @@ def list_uploads(bucket: str, prefix: str, key_marker: str = "", upload_id_marke
     return Request("ListUploads", "GET", bucket, query=query)
 
 
+def probe(bucket: str) -> Request:
+    """`HEAD /?apiversion`, unsigned: the reply's `x-obs-api` says which signature the bucket understands."""
+    return Request("ApiVersion", "HEAD", bucket, query=(("apiversion", None),), is_signed=False)
+
+
 def head_bucket(bucket: str, headers: Headers = ()) -> Request:
     """HEAD bucket: 200, 404, or 403 without the permission HeadBucket."""
     return Request("HeadBucket", "HEAD", bucket, headers=headers)
@@ -159,7 +189,7 @@ def finish(request: Request, target: Target, credentials: Credentials, now_s: fl
     ]
     if request.method in ("PUT", "POST"):
         headers.append(("Content-Length", str(request.body_length)))
-    if not credentials.is_anonymous:
+    if request.is_signed and not credentials.is_anonymous:
         prefix = header_prefix(kind)
         if credentials.security_token:
             headers.append((f"{prefix}security-token", credentials.security_token))
@@ -195,6 +225,11 @@ def content_md5(body: bytes) -> str:
     from hashlib import md5
 
     return b64encode(md5(body, usedforsecurity=False).digest()).decode()
+
+
+def crc64_header(kind: SignatureKind, crc64: int) -> tuple[str, str]:
+    """The header by which the service checks a CRC-64: of a part, or of the whole object on Complete."""
+    return f"{header_prefix(kind)}checksum-crc64ecma", str(crc64)
 
 
 def with_headers(request: Request, headers: Headers) -> Request:

@@ -1,0 +1,122 @@
+"""How one upload reaches the service: where it is, and with which keys. Both may change while the upload runs.
+
+A redirect moves all that follows to the host that it names. Keys are asked of the caller anew, as only its process
+knows where they come from: now and then in passing, and at once when the service refuses those at hand. Workers learn
+of a change with their next task. Runs in the coordinator; does not know requests, parts or retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from obs_engine.source.identity import FileIdentity
+from obs_engine.transfer.messages import CredentialsWanted, OpenUpload, UploadRequest
+from obs_engine.transfer.pool import Session
+from obs_engine.wire.replies import Reply, read_fault
+from obs_engine.wire.signing import Credentials
+
+_log = logging.getLogger("obs_engine")
+
+KEYS_FRESH_S = 1.0
+"""Keys that were asked for so long ago are asked for again, while requests go on with them."""
+KEYS_ANSWER_S = 60.0
+"""So long a caller may take to come by other keys, once those at hand were refused."""
+KEY_CHANGES_MAX = 10
+"""Changes of keys that one request lives through."""
+
+_REFUSED_KEYS = frozenset({"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired"})
+_REDIRECTS = frozenset({301, 302, 307, 308})
+"""Source: RFC 9110. Not 303: that is how the service says where to look after a success."""
+
+
+class Access:
+    """Target and keys of one upload, as its workers know them."""
+
+    def __init__(self, request: UploadRequest, session: Session, tell: Callable[[object], None]) -> None:
+        """
+        Args:
+            tell: sends a message to the caller.
+        """
+        self._request = request
+        self._session = session
+        self._tell = tell
+        self._identity = FileIdentity(0, 0, 0, 0, 0)
+        self._target = request.target
+        self._credentials = request.credentials
+        self._asked_s = time.monotonic()
+        self._answer: asyncio.Future[None] | None = None
+        self.version = 0
+
+    def open(self, request: UploadRequest, identity: FileIdentity) -> None:
+        """Says what workers must know of the upload; again when the dialect was agreed on."""
+        self._request, self._identity = request, identity
+        self._target = replace(self._target, signature=request.target.signature)
+        self._changed()
+
+    def keep_fresh(self) -> None:
+        """Asks for the keys where they are not fresh; waits for nothing."""
+        if self._answer is None and time.monotonic() - self._asked_s >= KEYS_FRESH_S:
+            self._ask(is_refused=False)
+
+    def renew(self, credentials: Credentials) -> None:
+        """The caller's answer."""
+        if credentials != self._credentials:
+            self._credentials = credentials
+            _log.info("the access keys changed; what follows is signed with %s", credentials.access_key_id or "none")
+            self._changed()
+        if self._answer is not None:
+            self._answer.set_result(None)
+            self._answer = None
+
+    def is_redirect(self, reply: Reply) -> bool:
+        """Does this reply send us elsewhere?"""
+        return reply.status in _REDIRECTS and reply.header("location") is not None
+
+    def follow(self, reply: Reply) -> bool:
+        """Moves to where a redirect points, for all requests to come; False where that may not be."""
+        location = reply.header("location") or ""
+        target = self._target.redirected(self._request.bucket, location)
+        if target is None:
+            _log.warning("the redirect to %s is not followed: it is no such bucket's address, or leaves TLS", location)
+            return False
+        if target != self._target:
+            _log.info("the service sent us to %s, for the rest of this upload", target.endpoint)
+            self._target = target
+            self._changed()
+        return True
+
+    async def has_other_keys(self, reply: Reply, version: int) -> bool:
+        """A reply may refuse the keys that were used with `version`: are there others now?"""
+        if reply.status not in (401, 403) and read_fault(reply).code not in _REFUSED_KEYS:
+            return False
+        if self.version != version:
+            return True
+        answer = self._answer or self._ask(is_refused=True)
+        try:
+            # Why shielded: others wait for the same answer.
+            await asyncio.wait_for(asyncio.shield(answer), KEYS_ANSWER_S)
+        except asyncio.TimeoutError:
+            return False
+        return self.version != version
+
+    def _ask(self, *, is_refused: bool) -> asyncio.Future[None]:
+        self._asked_s = time.monotonic()
+        answer = self._answer = asyncio.get_running_loop().create_future()
+        self._tell(CredentialsWanted(is_refused))
+        return answer
+
+    def _changed(self) -> None:
+        request = self._request
+        dialect = request.dialect
+        self.version += 1
+        self._session.open(
+            OpenUpload(
+                self._session.upload, request.path, self._identity, request.bucket, request.key, self._target,
+                self._credentials, (*dialect.part, *dialect.common), request.transport, request.is_crc64,
+                request.log_level, request.shows_progress,
+            )
+        )  # fmt: skip
