@@ -42,6 +42,14 @@ def key() -> str:
     return f"key-{next(_names)}"
 
 
+def command_of(process: psutil.Process) -> str:
+    """A process's command line; empty of one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_process_is_left() -> Iterator[None]:
     """When all tests are done, no child of this process is alive."""
@@ -50,9 +58,9 @@ def no_process_is_left() -> Iterator[None]:
 
     gc.collect()
     # multiprocessing's own servers, started by tests of such hosts, live as long as this process.
-    children = [p for p in psutil.Process().children() if "multiprocessing" not in " ".join(p.cmdline())]
+    children = [p for p in psutil.Process().children() if "multiprocessing" not in command_of(p)]
     _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive, [(p.pid, p.cmdline()) for p in alive]
+    assert not alive, [(p.pid, command_of(p)) for p in alive]
 
 
 @pytest.fixture

@@ -448,6 +448,8 @@ def _ask_once(
         answer = response.read(_ANSWER_MAX_BYTES + 1)
         if len(answer) > _ANSWER_MAX_BYTES:
             raise _NoAnswerError("the answer is too long", is_final=True)
+        if response.length:  # what is still to come; `read` takes an early end for the end
+            raise _NoAnswerError("the answer ended early", is_final=False)
         return _Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, answer)
     except ssl.SSLCertVerificationError as error:
         raise _NoAnswerError(f"its certificate is not trusted ({error.verify_message})", is_final=True) from None

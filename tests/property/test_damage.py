@@ -7,6 +7,7 @@ was done, and its record not yet removed.
 from __future__ import annotations
 
 import copy
+import os
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -194,6 +195,23 @@ def test_the_records_of_a_large_journal_outlive_its_beginning(tmp_path: Path) ->
     record = bytes(opened.end) + large.data[opened.end :]
     assert large.resume(record) == (NEVER_SENT, 0)
     assert large.resume(record, is_silent=True) == (UNKNOWN, 0)
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_without_its_path_a_record_believes_no_other_file(tmp_path: Path, is_silent: bool) -> None:
+    """The binding's texts are damaged, and a file of the same size and time stands in for the one that was begun."""
+    interrupted = Interrupted(tmp_path, 5)
+    source, other = interrupted.world.source, tmp_path / "other"
+    times = source.stat()
+    interrupted.content = bytes(byte ^ 1 for byte in interrupted.content)
+    other.write_bytes(interrupted.content)
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other.replace(source)
+    binding = interrupted.pieces[2]
+    damaged = bytearray(interrupted.data)
+    damaged[binding.end - 1] ^= 1
+    sent, _ = interrupted.resume(bytes(damaged), is_silent=is_silent)
+    assert sent == set(range(1, 6))
 
 
 @pytest.mark.soak

@@ -112,7 +112,8 @@ def testify(record: OpenRecord, now: Binding, request: UploadRequest) -> Testimo
 
 
 def _of_journal(state: UploadState, now: Binding, options: Options, *, is_damaged: bool) -> Testimony:
-    binding = state.binding or restored(state.core, *now.target, now.path)
+    # Why no path: it is lost with the texts, so that the inode alone vouches for the file.
+    binding = state.binding or restored(state.core, *now.target, "")
     if state.upload_id is None and not is_damaged:
         return Testimony(Record.NOTHING, Source.SAME)
     record = Record.ID_LOST

@@ -251,7 +251,7 @@ class Upload:
         if said.binding is None:
             return replace(self._binding, part_size_bytes=plan.part_size_bytes)
         if said.source is Source.SAME:
-            return said.binding
+            return replace(said.binding, path=self._binding.path)
         return replace(self._binding, part_size_bytes=plan.part_size_bytes, options=said.binding.options)
 
     async def _begin(self) -> None:
