@@ -5,7 +5,9 @@ Source of the mode table and of the meaning of each argument: the official SDK; 
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +23,11 @@ from obs_engine.wire.signing import SignatureKind
 
 CHUNK_SIZE_DEFAULT_BYTES = 65_536
 RETRIES_MAX, REDIRECTS_MAX = 100, 100
+# Where Debian, Red Hat, SUSE and Alpine keep the authorities that a host trusts.
+_AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)  # fmt: skip
 _SIGNATURES: tuple[SignatureKind, ...] = ("obs", "v2", "v4")
 
 
@@ -92,7 +99,7 @@ def read_settings(
             timeout_s=seconds,
             connect_timeout_s=float(options.connect_timeout_s or seconds),
             is_verified=bool(ssl_verify),
-            ca_file=_ca_file(ssl_verify) if endpoint.scheme == "https" and ssl_verify else None,
+            ca_file=_ca_file(ssl_verify) if ssl_verify else None,
             upload_buffer_bytes=options.upload_buffer_bytes or _chunk_bytes(chunk_size),
             ciphers=_ciphers(custom_ciphers),
             is_http2=_is_http2(use_http2),
@@ -119,7 +126,7 @@ def _count(name: str, value: Any, most: int) -> int:
 def _seconds(timeout: Any) -> float:
     if timeout is None:
         raise InvalidArgumentError("timeout", "seconds above 0", None, "timeout can not be None")
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
         raise InvalidArgumentError("timeout", "seconds above 0", timeout)
     return float(timeout)
 
@@ -154,9 +161,9 @@ def _proxy(
 ) -> Proxy | None:
     if host is None or not str(host).strip():
         return _environments_proxy(endpoint) if is_environment_trusted else None
-    if not isinstance(host, str) or not host.isprintable() or any(c in host for c in "/@ "):
-        raise InvalidArgumentError("proxy_host", "a host name or address", host)
     # Why no word of what was found: people put passwords there.
+    if not isinstance(host, str) or not host.isascii() or not host.isprintable() or any(c in host for c in "/@ "):
+        raise InvalidArgumentError("proxy_host: expected a host name or address, found something else; correct it")
     if any(value is not None and not isinstance(value, str) for value in (username, password)):
         raise InvalidArgumentError("proxy_username, proxy_password: expected strings, found another type; convert them")
     number = int(port) if isinstance(port, str) and port.isdecimal() else port
@@ -179,8 +186,12 @@ def _environments_proxy(endpoint: Endpoint) -> Proxy | None:
     found = getproxies_environment().get(endpoint.scheme)
     if not found or proxy_bypass_environment(f"{endpoint.host}:{endpoint.port}"):
         return None
-    parts = urlsplit(found if "://" in found else f"http://{found}")
-    if parts.scheme != "http" or not parts.hostname:
+    try:
+        parts = urlsplit(found if "://" in found else f"http://{found}")
+        is_readable = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_readable = False
+    if not is_readable:
         raise InvalidArgumentError(
             f"trust_env: expected {endpoint.scheme}_proxy as http://host:port, found another form; correct it"
         )
@@ -194,6 +205,8 @@ def _certificate(client_verify: Any) -> tuple[str, str, str]:
     """The files of certificate and key by which the client shows who it is, and the key's password."""
     if client_verify is None:
         return "", "", ""
+    if not isinstance(client_verify, Mapping) and not hasattr(client_verify, "clientCert"):
+        raise InvalidArgumentError("client_verify", "a ClientVerify", client_verify)
     if field_of(client_verify, "clientEncCert") or field_of(client_verify, "clientEncKey"):
         raise InvalidArgumentError(
             "client_verify: expected clientCert and clientKey alone, found an encryption certificate, which belongs to "
@@ -208,6 +221,16 @@ def _certificate(client_verify: Any) -> tuple[str, str, str]:
             raise InvalidArgumentError(f"client_verify.{name}", "the path of a PEM file that can be read", path)
     if not isinstance(password, str):
         raise InvalidArgumentError("client_verify.clientKeyPassword: expected a string, found another type; convert it")
+    import ssl
+
+    try:
+        # Why a function: without one OpenSSL asks for the password at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(files[0], files[1], password.encode)
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"client_verify: expected a certificate, its key and the key's password, found others ({error}); "
+            "correct them"
+        ) from None
     return os.path.abspath(files[0]), os.path.abspath(files[1]), password
 
 
@@ -220,16 +243,14 @@ def _ca_file(ssl_verify: bool | str) -> str | None:
         if not os.path.isfile(ssl_verify):
             raise InvalidArgumentError("ssl_verify", "True, False, or a file of trusted certificates", str(ssl_verify))
         return os.path.abspath(ssl_verify)
-    import ssl
-
-    paths = ssl.get_default_verify_paths()
-    candidates = [
-        os.environ.get("SSL_CERT_FILE"), paths.cafile, paths.openssl_cafile, "/etc/ssl/certs/ca-certificates.crt",
-        "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem",
-    ]  # fmt: skip
-    for candidate in candidates:
+    for candidate in (os.environ.get("SSL_CERT_FILE"), *_AUTHORITIES):
         if candidate and os.path.isfile(candidate):
             return candidate
+    import ssl  # last, as it takes 10 ms to load
+
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile:
+        return paths.cafile
     try:
         import certifi
     except ImportError:

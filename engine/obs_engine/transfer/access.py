@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 from obs_engine.source.identity import FileIdentity
 from obs_engine.transfer.messages import CredentialsWanted, OpenUpload, UploadRequest
@@ -81,7 +82,9 @@ class Access:
         location = reply.header("location") or ""
         target = self._target.redirected(self._request.bucket, location)
         if target is None:
-            _log.warning("the redirect to %s is not followed: it is no such bucket's address, or leaves TLS", location)
+            # Why no more of it than the host: there may be credentials before it, and a signature in its query.
+            place = urlsplit(location).netloc.rpartition("@")[2]
+            _log.warning("the redirect to %s is not followed: it is no such bucket's address, or leaves TLS", place)
             return False
         if target != self._target:
             _log.info("the service sent us to %s, for the rest of this upload", target.endpoint)

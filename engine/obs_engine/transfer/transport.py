@@ -6,6 +6,7 @@ does not know uploads, parts, signatures or retries.
 
 from __future__ import annotations
 
+import os
 import select
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -37,7 +38,10 @@ _EVENTS = {
 _HOPELESS = frozenset({
     pycurl.E_SSL_CACERT_BADFILE, pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CERTPROBLEM, pycurl.E_SSL_CIPHER,
     pycurl.E_SSL_ISSUER_ERROR, pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_URL_MALFORMAT,
+    pycurl.E_BAD_FUNCTION_ARGUMENT,
 })  # fmt: skip
+# These have no code of their own: the peer's TLS has nothing in common with ours, or the proxy wants another password.
+_HOPELESS_WORDS = ("alert handshake failure", "alert protocol version", "response 407")
 
 
 class Transport:
@@ -177,27 +181,26 @@ class _Transfer:
         curl.setopt(pycurl.PROXY, options.proxy)  # Why also if "": libcurl would take the environment's
         if options.proxy:
             curl.setopt(pycurl.HTTPPROXYTUNNEL, 1)
-            curl.setopt(pycurl.SUPPRESS_CONNECT_HEADERS, 1)  # type: ignore[attr-defined]  # the stubs lack it
             if options.proxy_user:
                 curl.setopt(pycurl.PROXYAUTH, pycurl.HTTPAUTH_BASIC)
-                curl.setopt(pycurl.PROXYUSERNAME, options.proxy_user)
-                curl.setopt(pycurl.PROXYPASSWORD, options.proxy_password)
+                curl.setopt(pycurl.PROXYUSERNAME, options.proxy_user.encode())
+                curl.setopt(pycurl.PROXYPASSWORD, options.proxy_password.encode())
         curl.setopt(pycurl.NOSIGNAL, 1)
         curl.setopt(pycurl.TCP_KEEPALIVE, 1)
-        curl.setopt(pycurl.CONNECTTIMEOUT_MS, int(options.connect_timeout_s * 1000))
+        curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(options.connect_timeout_s * 1000)))
         curl.setopt(pycurl.LOW_SPEED_LIMIT, 1)
         curl.setopt(pycurl.LOW_SPEED_TIME, max(1, round(options.timeout_s)))
         curl.setopt(pycurl.SSL_VERIFYPEER, int(options.is_verified))
         curl.setopt(pycurl.SSL_VERIFYHOST, 2 if options.is_verified else 0)
         if options.ca_file:
-            curl.setopt(pycurl.CAINFO, options.ca_file)
+            curl.setopt(pycurl.CAINFO, os.fsencode(options.ca_file))
         if options.ciphers:
             curl.setopt(pycurl.SSL_CIPHER_LIST, options.ciphers)
         if options.certificate:
-            curl.setopt(pycurl.SSLCERT, options.certificate)
-            curl.setopt(pycurl.SSLKEY, options.certificate_key)
+            curl.setopt(pycurl.SSLCERT, os.fsencode(options.certificate))
+            curl.setopt(pycurl.SSLKEY, os.fsencode(options.certificate_key))
             if options.certificate_password:
-                curl.setopt(pycurl.KEYPASSWD, options.certificate_password)
+                curl.setopt(pycurl.KEYPASSWD, options.certificate_password.encode())
         # libcurl adds Content-Length itself; an empty "Expect:" spares the wait for 100-continue.
         lines = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers
                  if name.lower() != "content-length"]  # fmt: skip
@@ -256,7 +259,7 @@ class _Transfer:
 
 def _error(request: FinishedRequest, code: int, text: str) -> TransportError:
     host = request.url.split("/", 3)[2]
-    hopeless = code in _HOPELESS
+    hopeless = code in _HOPELESS or any(words in text for words in _HOPELESS_WORDS)
     advice = "check certificates and the endpoint" if hopeless else "check the network, then call again"
     return TransportError(
         f"{request.operation} at {host}: expected a reply, found none: {text or 'transfer failed'} (libcurl {code}); "

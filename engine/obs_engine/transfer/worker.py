@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from obs_engine.errors import IntegrityError, ObsEngineError, SourceChangedError, SourceError
+from obs_engine.errors import IntegrityError, ObsEngineError, SourceChangedError, SourceError, TransportError
 from obs_engine.source.window import Window
 from obs_engine.transfer.messages import (
     CloseUpload,
@@ -202,7 +202,10 @@ class Worker:
             on_done(result)
 
         body = memoryview(finished.body) if window is None else window
-        upload.in_flight[task] = self._transport.start(finished, body, known.transport, done), window
+        try:
+            upload.in_flight[task] = self._transport.start(finished, body, known.transport, done), window
+        except Exception as error:  # an option that libcurl refuses must cost this request, and not the process
+            on_done(TransportError(f"{request.operation}: libcurl refuses it ({error!r}); please report it"))
 
     def _show_in_flight(self, *, is_forced: bool = False) -> None:
         """Says how many bytes are on their way, where somebody looks at them: now and then, and when a part ends."""

@@ -73,20 +73,24 @@ def parse_endpoint(server: object, *, is_secure: bool = True, port: int | None =
     if not isinstance(server, str) or not server.strip():
         raise InvalidArgumentError("server", wanted, server, "server is not set correctly")
     text = server.strip()
+    # Why not show it: before the @ there may be a password.
+    shown = server if "@" not in text else "<credentials>@..."
     if "://" not in text:
         text = f"{'https' if is_secure else 'http'}://{text}"
     try:
         parts = urlsplit(text)
         found_port = parts.port
     except ValueError as error:
-        raise InvalidArgumentError("server", wanted, server, f"it cannot be read ({error})") from None
+        raise InvalidArgumentError("server", wanted, shown, f"it cannot be read ({error})") from None
     scheme = parts.scheme.lower()
     if scheme not in _DEFAULT_PORTS:
-        raise InvalidArgumentError("server", "scheme http or https", server, "change the scheme")
+        raise InvalidArgumentError("server", "scheme http or https", shown, "change the scheme")
     if not parts.hostname or parts.username or parts.password or any(c.isspace() for c in parts.netloc):
-        raise InvalidArgumentError("server", wanted, server, "give a host name or address, without credentials")
+        raise InvalidArgumentError("server", wanted, shown, "give a host name or address, without credentials")
+    if not parts.hostname.isascii():
+        raise InvalidArgumentError("server", wanted, shown, "write the name as DNS does, `xn--...`")
     if parts.path.strip("/") or parts.query or parts.fragment:
-        raise InvalidArgumentError("server", wanted, server, "leave the path and the query away")
+        raise InvalidArgumentError("server", wanted, shown, "leave the path and the query away")
     number = found_port if found_port is not None else port if port is not None else _DEFAULT_PORTS[scheme]
     if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 65535:
         raise InvalidArgumentError("port", "1 to 65535", number, "correct the port")
