@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from obs_engine.arguments import read_arguments
 from obs_engine.credentials import CredentialSource
-from obs_engine.errors import CredentialsError, ObsEngineError
+from obs_engine.errors import CredentialsError, InvalidArgumentError, ObsEngineError
 from obs_engine.limits import PART_SIZE_DEFAULT_BYTES
 from obs_engine.models import CompleteMultipartUploadResponse, GetResult
 from obs_engine.options import EngineOptions
@@ -259,8 +259,10 @@ class ObsClient:
     def _say_credentials(self, call: Call, known: Credentials, *, is_refused: bool) -> Credentials:
         """Answers the coordinator's question with the keys as they are now, or, where none can be had, with the old."""
         try:
-            known = self._source.current(known if is_refused else None)
-        except CredentialsError as error:
+            found = self._source.current(known if is_refused else None)
+            # Why not anonymous: an upload that began with keys could not even be aborted.
+            known = known if found.is_anonymous else found
+        except (CredentialsError, InvalidArgumentError) as error:
             _log.warning("the upload goes on with the access keys that it has: %s", error)
         call.say(NewCredentials(known))
         return known
