@@ -18,7 +18,7 @@ FLOORS = {
     "errors": 0, "limits": 0, "_native": 0,
     "wire": 1, "checkpoint": 1, "source": 1, "options": 1, "digests": 1, "models": 1, "log_conf": 1, "log_file": 1,
     "transfer": 2, "credentials": 2,
-    "settings": 3,
+    "settings": 3, "results": 3,
     "arguments": 4,
     "client": 5,
     "accelerate": 6,

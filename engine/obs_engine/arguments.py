@@ -34,10 +34,10 @@ from obs_engine.wire.object_headers import (
     GRANTS,
     STORAGE_CLASSES,
     extension_headers,
-    metadata_headers,
     property_headers,
     sse_c_headers,
     sse_kms_headers,
+    without,
 )
 from obs_engine.wire.signing import Credentials, Headers, SignatureKind
 
@@ -80,7 +80,8 @@ def read_arguments(
     tasks = _task_num(task_num)
     _check_metadata(metadata)
     extensions = _extensions(extensions)
-    dialects = tuple(_dialect(kind, key, metadata, headers, extensions) for kind in settings.signatures)
+    grants = _grants(field_of(headers, "extensionGrants"))
+    dialects = tuple(_dialect(kind, key, metadata, headers, grants, extensions) for kind in settings.signatures)
     identity = identify(path)
     plan_parts(identity.size_bytes, part_size)
     record = None
@@ -166,6 +167,9 @@ def _check_metadata(metadata: Any) -> None:
         return
     if not isinstance(metadata, Mapping) or not all(isinstance(key, str) and key for key in metadata):
         raise InvalidArgumentError("metadata", "a dict of strings", metadata)
+    for name in metadata:
+        if ":" in name:
+            raise InvalidArgumentError("metadata", "names without a colon, which ends a header's name", name)
     size = sum(len(str(k).encode()) + len(str(v).encode()) for k, v in metadata.items())
     if size > METADATA_MAX_BYTES:
         raise InvalidArgumentError("metadata", f"at most {METADATA_MAX_BYTES} bytes of keys and values", size)
@@ -187,7 +191,10 @@ def _extensions(headers: Any) -> dict[str, Any]:
     return dict(headers)
 
 
-def _dialect(kind: SignatureKind, key: str, metadata: Any, headers: Any, extensions: Mapping[str, Any]) -> Dialect:
+def _dialect(
+    kind: SignatureKind, key: str, metadata: Any, headers: Any, grants: list[tuple[str, str]],
+    extensions: Mapping[str, Any],
+) -> Dialect:  # fmt: skip
     """All headers of the upload in the words of one signature, from an `UploadFileHeader` of ours or of the SDK's."""
     expires = field_of(headers, "expires")
     if expires is not None and (isinstance(expires, bool) or not isinstance(expires, int) or expires < 0):
@@ -197,19 +204,22 @@ def _dialect(kind: SignatureKind, key: str, metadata: Any, headers: Any, extensi
         raise InvalidArgumentError("headers.location", "a value beginning with '/', 'http://' or 'https://'", location)
     if location and len(location.encode()) > LOCATION_MAX_BYTES:
         raise InvalidArgumentError("headers.location", f"at most {LOCATION_MAX_BYTES} bytes", len(location.encode()))
+    content_type = field_of(headers, "contentType") and _text(headers, "contentType")
     encryption, customer = _encryption(kind, field_of(headers, "sseHeader"))
     properties = property_headers(
         kind,
         acl=_known(headers, "acl", ACLS),
         storage_class=_known(headers, "storageClass", STORAGE_CLASSES),
+        metadata=metadata,
         website_redirect=location,
-        content_type=_text(headers, "contentType") or content_type_of(key),
+        content_type=content_type_of(key) if content_type is None else content_type,
         expires_days=expires,
-        grants=_grants(field_of(headers, "extensionGrants")),
+        grants=grants,
         success_action_redirect=_text(headers, "successActionRedirect"),
     )
-    own = metadata_headers(kind, metadata or {})
-    return Dialect(kind, (*own, *properties, *encryption), customer, extension_headers(kind, extensions))
+    common = extension_headers(kind, extensions)
+    initiate = (*without(properties, encryption), *encryption)
+    return Dialect(kind, without(initiate, common), without(customer, common), common)
 
 
 def _text(headers: Any, name: str) -> str | None:

@@ -11,14 +11,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
-from urllib.parse import unquote
 
 from obs_engine.arguments import read_arguments
 from obs_engine.credentials import CredentialSource
 from obs_engine.errors import CredentialsError, InvalidArgumentError, ObsEngineError
 from obs_engine.limits import PART_SIZE_DEFAULT_BYTES
-from obs_engine.models import CompleteMultipartUploadResponse, GetResult
+from obs_engine.models import GetResult
 from obs_engine.options import EngineOptions
+from obs_engine.results import result_of
 from obs_engine.settings import CHUNK_SIZE_DEFAULT_BYTES, read_settings
 from obs_engine.transfer.launch import Call, Launcher
 from obs_engine.transfer.messages import (
@@ -28,11 +28,8 @@ from obs_engine.transfer.messages import (
     NewCredentials,
     Progress,
     Uploaded,
-    UploadReport,
-    UploadRequest,
 )
-from obs_engine.wire.replies import Reply, read_completed, read_fault
-from obs_engine.wire.signing import Credentials, Headers
+from obs_engine.wire.signing import Credentials
 
 _log = logging.getLogger("obs_engine")
 _log.addHandler(logging.NullHandler())
@@ -205,7 +202,7 @@ class ObsClient:
                 elif isinstance(message, Failed):
                     raise message.error.error()
                 elif isinstance(message, Uploaded):
-                    return self._result(request, message.reply, message.report)
+                    return result_of(message.reply, message.report, request.target, request.bucket, request.key)
         _unreachable()
 
     def refresh(self, access_key_id: str, secret_access_key: str, security_token: str | None = None) -> None:
@@ -267,38 +264,6 @@ class ObsClient:
         call.say(NewCredentials(known))
         return known
 
-    def _result(self, request: UploadRequest, reply: Reply, report: UploadReport) -> GetResult:
-        result = GetResult(
-            status=reply.status, reason=reply.reason, header=_visible_headers(reply.headers), report=report,
-            indicator=reply.header("x-reserved-indicator"), requestId=reply.own_header("request-id"),
-        )  # fmt: skip
-        if reply.status >= 300:
-            fault = read_fault(reply)
-            result.update(
-                errorCode=fault.code, errorMessage=fault.message, requestId=fault.request_id, hostId=fault.host_id,
-                resource=fault.resource,
-            )  # fmt: skip
-            return result
-        completed = read_completed(reply)
-        target = self._settings.target
-        url = target.endpoint.url(request.bucket, request.key, target.addressing)
-        result.body = CompleteMultipartUploadResponse(
-            location=completed.location if completed else url,
-            bucket=completed.bucket if completed else request.bucket,
-            key=completed.key if completed else request.key,
-            etag=completed.etag if completed else reply.header("etag"),
-            encoding_type=completed.encoding_type if completed else None,
-            versionId=reply.own_header("version-id"),
-            sseKms=reply.own_header("server-side-encryption"),
-            sseKmsKey=reply.own_header("server-side-encryption-kms-key-id")
-            or reply.own_header("server-side-encryption-aws-kms-key-id"),
-            sseC=reply.own_header("server-side-encryption-customer-algorithm"),
-            sseCKeyMd5=reply.own_header("server-side-encryption-customer-key-md5"),
-            crc64=reply.own_header("checksum-crc64ecma"),
-            objectUrl=url,
-        )
-        return result
-
 
 class _ProgressTeller:
     """Calls the caller's callback; one that raises is logged once and never fails an upload."""
@@ -320,19 +285,6 @@ class _ProgressTeller:
             if not self._is_broken:
                 _log.exception("progressCallback raised; the upload goes on")
             self._is_broken = True
-
-
-def _visible_headers(headers: Headers) -> list[tuple[str, str]]:
-    """Reply headers as the SDK shows them: the service's prefix taken away, values decoded."""
-    found = []
-    for name, value in headers:
-        for prefix in ("x-obs-meta-", "x-amz-meta-", "x-obs-", "x-amz-"):
-            if name.startswith(prefix):
-                found.append((name[len(prefix) :], unquote(value)))
-                break
-        else:
-            found.append((name, value))
-    return found
 
 
 def _unreachable() -> NoReturn:

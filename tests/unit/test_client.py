@@ -215,7 +215,7 @@ def test_headers_of_an_object_in_both_dialects(source: str) -> None:
     call = ("bkt", "k", source, 9 << 20, 1, False, None, False, {"Name": "v 1%", "empty": ""}, None, headers)
     native = dict(built(ObsClient(server="https://obs.x.com"), *call).dialect.initiate)
     assert native == {
-        "x-obs-meta-Name": "v%201%25", "x-obs-acl": "public-read", "x-obs-storage-class": "WARM",
+        "x-obs-meta-Name": "v 1%25", "x-obs-acl": "public-read", "x-obs-storage-class": "WARM",
         "x-obs-website-redirect-location": "/other", "Content-Type": "text/x", "x-obs-expires": "3",
         "x-obs-grant-read": "id=A,id=B",
     }  # fmt: skip

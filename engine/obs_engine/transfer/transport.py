@@ -201,10 +201,12 @@ class _Transfer:
             curl.setopt(pycurl.SSLKEY, os.fsencode(options.certificate_key))
             if options.certificate_password:
                 curl.setopt(pycurl.KEYPASSWD, options.certificate_password.encode())
-        # libcurl adds Content-Length itself; an empty "Expect:" spares the wait for 100-continue.
+        # libcurl adds Content-Length itself; an empty "Expect:" spares the wait for 100-continue. The encoding is asked
+        # for as the SDK asks for it, outside of the signature: a proxy may change it.
         lines = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers
                  if name.lower() != "content-length"]  # fmt: skip
-        curl.setopt(pycurl.HTTPHEADER, [line.encode() for line in (*lines, "Expect:", "Accept:")])
+        lines += ["Expect:", "Accept:", "Accept-Encoding: identity"]
+        curl.setopt(pycurl.HTTPHEADER, [line.encode() for line in lines])
         if request.method == "HEAD":
             curl.setopt(pycurl.NOBODY, 1)
         elif request.method in ("PUT", "POST"):

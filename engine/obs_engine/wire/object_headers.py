@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from obs_engine.wire.signing import Headers, SignatureKind, header_prefix
 
-_VALUE_SAFE = "~;/?:@&=+$,'*"
+_VALUE_SAFE = " ~;/?:@&=+$,'*"
 _KEY_SAFE = "~;/?:@&=+$,"
 _STORAGE_TO_V2 = {"WARM": "STANDARD_IA", "COLD": "GLACIER"}
 _STORAGE_TO_OBS = {"STANDARD_IA": "WARM", "GLACIER": "COLD"}
@@ -46,12 +46,12 @@ def encode_value(value: object) -> str:
 
 
 def metadata_headers(kind: SignatureKind, metadata: Mapping[str, object]) -> Headers:
-    """`x-obs-meta-*` headers; a key that carries a prefix of the mode already is sent as it is; empty values are not
+    """`x-obs-meta-*` headers; a key that carries a prefix of the mode already is sent as it is; blank values are not
     sent."""
     prefix = header_prefix(kind)
     found = []
     for key, value in metadata.items():
-        if value is None or value == "":
+        if _is_blank(value):
             continue
         name = quote(key, safe=_KEY_SAFE)
         found.append((name if name.lower().startswith(prefix) else f"{prefix}meta-{name}", encode_value(value)))
@@ -59,12 +59,12 @@ def metadata_headers(kind: SignatureKind, metadata: Mapping[str, object]) -> Hea
 
 
 def extension_headers(kind: SignatureKind, extensions: Mapping[str, object]) -> Headers:
-    """The caller's own headers; two of them go by another name in the API than on the wire."""
+    """The caller's own headers, but for blank ones; two of them go by another name in the API than on the wire."""
     prefix = header_prefix(kind)
     return tuple(
         (f"{prefix}{_EXTENSIONS[name]}" if name in _EXTENSIONS else name, encode_value(value))
         for name, value in extensions.items()
-        if value is not None
+        if not _is_blank(value)
     )
 
 
@@ -73,6 +73,7 @@ def property_headers(
     *,
     acl: str | None = None,
     storage_class: str | None = None,
+    metadata: Mapping[str, object] | None = None,
     website_redirect: str | None = None,
     content_type: str | None = None,
     expires_days: int | None = None,
@@ -81,30 +82,40 @@ def property_headers(
 ) -> Headers:
     """Headers of Initiate for an object's properties; None leaves one away.
 
+    Metadata may spell headers out. As in the official SDK, they win over `acl` and `storage_class`, and lose to others.
+
     Args:
         grants: (permission, account id).
     """
     prefix = header_prefix(kind)
-    found: list[tuple[str, str]] = []
+    found: dict[str, str] = {}
     if acl:
-        found.append((f"{prefix}acl", encode_value(acl)))
+        found[f"{prefix}acl"] = encode_value(acl)
     if storage_class:
         table = _STORAGE_TO_OBS if kind == "obs" else _STORAGE_TO_V2
-        found.append((f"{prefix}storage-class", encode_value(table.get(storage_class, storage_class))))
+        found[f"{prefix}storage-class"] = encode_value(table.get(storage_class, storage_class))
+    found.update(metadata_headers(kind, metadata or {}))
     if website_redirect:
-        found.append((f"{prefix}website-redirect-location", encode_value(website_redirect)))
+        found[f"{prefix}website-redirect-location"] = encode_value(website_redirect)
     if content_type:
-        found.append(("Content-Type", encode_value(content_type)))
+        found["Content-Type"] = encode_value(content_type)
     if expires_days is not None:
-        found.append(("x-obs-expires", str(expires_days)))
+        found["x-obs-expires"] = str(expires_days)
     if success_action_redirect:
-        found.append(("success-action-redirect", encode_value(success_action_redirect)))
-    by_permission: dict[str, list[str]] = {}
+        found["success-action-redirect"] = encode_value(success_action_redirect)
+    by_permission: dict[str, set[str]] = {}
     for permission, account in grants:
         if permission in GRANTS:
-            by_permission.setdefault(GRANTS[permission], []).append(f"id={account}")
-    found += [(f"{prefix}grant-{name}", encode_value(",".join(ids))) for name, ids in sorted(by_permission.items())]
-    return tuple(found)
+            by_permission.setdefault(GRANTS[permission], set()).add(f"id={account}")
+    for name, ids in sorted(by_permission.items()):
+        found[f"{prefix}grant-{name}"] = encode_value(",".join(sorted(ids)))
+    return tuple(found.items())
+
+
+def without(headers: Headers, others: Headers) -> Headers:
+    """The headers whose names the others, which win over them, do not have."""
+    names = {name.lower() for name, _ in others}
+    return tuple((name, value) for name, value in headers if name.lower() not in names)
 
 
 def sse_c_headers(kind: SignatureKind, algorithm: str, key: bytes) -> Headers:
@@ -148,3 +159,8 @@ def _makes_object(name: str) -> bool:
     lower = name.lower()
     bare = lower.removeprefix("x-obs-").removeprefix("x-amz-")
     return lower in _OBJECT_HEADERS or (bare != lower and bare.startswith(_OBJECT_PREFIXES))
+
+
+def _is_blank(value: object) -> bool:
+    """A header without a value is not sent: signed all the same, it would spoil the signature."""
+    return value is None or not str(value).strip()

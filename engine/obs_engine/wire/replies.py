@@ -6,6 +6,7 @@ XML is read by name, whatever its namespace. No I/O.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from obs_engine.errors import ServiceError, is_retryable_reply
@@ -89,6 +90,8 @@ class UploadsPage:
 
 def read_fault(reply: Reply) -> Fault:
     """Reads an error reply; never raises, whatever the body holds."""
+    if (reply.header("content-type") or "").startswith("application/json"):
+        return _json_fault(reply)
     root = parse(reply.body)
     if root is None or root.name != "Error":
         root = Element("Error")
@@ -98,6 +101,20 @@ def read_fault(reply: Reply) -> Fault:
         root.value("RequestId") or reply.own_header("request-id"),
         root.value("HostId") or reply.own_header("id-2"),
         root.value("Resource"),
+    )
+
+
+def _json_fault(reply: Reply) -> Fault:
+    try:
+        said = json.loads(reply.body)
+    except ValueError:  # UnicodeDecodeError is one
+        said = None
+    words = {name: value for name, value in said.items() if isinstance(value, str)} if isinstance(said, dict) else {}
+    return Fault(
+        words.get("code"),
+        words.get("message"),
+        words.get("request_id") or reply.own_header("request-id"),
+        reply.own_header("id-2"),
     )
 
 
