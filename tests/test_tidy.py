@@ -149,6 +149,19 @@ def test_no_wall_is_kept_for_nobody_who_left() -> None:
             assert (PACKAGE / keeper).exists(), keeper
 
 
+def test_every_difference_has_its_test() -> None:
+    """Each row of README's table names the beginning of a test's name, and there is such a test."""
+    text = (ROOT / "README.md").read_text()
+    _, _, table = text.partition("## Differences from the official SDK")
+    rows = [line for line in table.partition("\n## ")[0].splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`([a-z_/0-9]+\.py)::(test_\w*)`", row)
+        assert named, row
+        for path, name in named:
+            assert f"def {name}" in (ROOT / "tests" / path).read_text(), f"{path}::{name}"
+
+
 def test_tree_is_free_of_leftovers() -> None:
     """No path of a machine, no registry host, no unfinished marks."""
     words = [r"/[w]ork/", r"/tmp/[d]ev", r"files\.[p]ythonhosted", r"\bFIX[M]E\b", r"\bXX[X]\b", r"\bTO[D]O\b"]
