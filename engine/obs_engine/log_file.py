@@ -18,7 +18,7 @@ _lock = threading.Lock()
 
 
 class LogFile:
-    """The handlers that one client put on the logger; taken off by `close`."""
+    """One client's wish for a log file; clients that name the same file share it. `close` takes the wish back."""
 
     def __init__(self, config: Any, name: str) -> None:
         """
@@ -31,62 +31,73 @@ class LogFile:
         """
         if not hasattr(config, "disable") or (not config.disable and not hasattr(config, "log_file_level")):
             raise InvalidArgumentError("log_config", "a LogConf", config, "log config is not correct")
-        self._handlers: list[logging.Handler] = []
-        self._logger = logging.getLogger("obs_engine")
-        if config.disable:
-            return
-        layout = logging.Formatter(
-            f"%(asctime)s|process:%(process)d|thread:%(thread)d|%(levelname)s|{name}|%(message)s|".replace("\n", " ")
-        )
-        with _lock:
-            file = _shared_file(config)
-            if not file.users:
-                file.setFormatter(layout)
-                file.setLevel(config.log_file_level)
-            self._add(file)
-            if config.print_log_to_console == 1:
-                console = logging.StreamHandler()
-                console.setFormatter(layout)
-                console.setLevel(config.print_log_level)
-                self._add(console)
+        self._shared: _Shared | None = None
+        if not config.disable:
+            path = os.path.abspath(os.path.join(config.log_file_dir, config.log_file_name))
+            with _lock:
+                shared = _open_files.get(path) or _Shared(path, config, name)
+                shared.users += 1
+                self._shared = shared
 
     def close(self) -> None:
-        """Ends the log; may be called twice."""
+        """Ends the log, unless another client writes it too; may be called twice."""
         with _lock:
-            for handler in self._handlers:
-                users = getattr(handler, "users", 1) - 1
-                if isinstance(handler, _OwnFile):
-                    handler.users = users
-                if not users:
-                    self._logger.removeHandler(handler)
-                    handler.close()
-            self._handlers.clear()
+            shared, self._shared = self._shared, None
+            if shared is not None:
+                shared.users -= 1
+                if not shared.users:
+                    shared.close()
 
-    def _add(self, handler: logging.Handler) -> None:
-        if isinstance(handler, _OwnFile):
-            handler.users += 1
-        self._handlers.append(handler)
-        self._logger.addHandler(handler)  # once, however often it is said
-        if not self._logger.isEnabledFor(handler.level):
-            self._logger.setLevel(handler.level)
+
+class _Shared:
+    """The handlers of one file, on the logger from the first client's wish to the last one's end."""
+
+    def __init__(self, path: str, config: Any, name: str) -> None:
+        self.users = 0
+        self._path = path
+        self._logger = logging.getLogger("obs_engine")
+        name = name.replace("%", "%%").replace("\n", " ")
+        layout = logging.Formatter(
+            f"%(asctime)s|process:%(process)d|thread:%(thread)d|%(levelname)s|{name}|%(message)s|"
+        )
+        self._handlers: list[logging.Handler] = [_opened(path, config)]
+        levels = [config.log_file_level]
+        if config.print_log_to_console == 1:
+            self._handlers.append(logging.StreamHandler())
+            levels.append(config.print_log_level)
+        for handler, level in zip(self._handlers, levels, strict=True):
+            handler.setFormatter(layout)
+            handler.setLevel(level)
+            self._logger.addHandler(handler)
+        if not _open_files:
+            _levels_before.append(self._logger.level)
+        if not self._logger.isEnabledFor(min(levels)):
+            self._logger.setLevel(min(levels))
+        _open_files[path] = self
+
+    def close(self) -> None:
+        for handler in self._handlers:
+            self._logger.removeHandler(handler)
+            handler.close()
+        del _open_files[self._path]
+        if not _open_files:
+            self._logger.setLevel(_levels_before.pop())
+
+
+_open_files: dict[str, _Shared] = {}
+_levels_before: list[int] = []
+"""The level that the host had given to the logger before the first file; it comes back with the end of the last."""
 
 
 class _OwnFile(RotatingFileHandler):
-    """A rotating file, mode 0600, that several clients may write."""
-
-    users = 0
+    """A rotating file, mode 0600."""
 
     def _open(self) -> Any:
         os.close(os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
         return super()._open()
 
 
-def _shared_file(config: Any) -> _OwnFile:
-    """The handler of a file: the one that another client has, or a new one."""
-    path = os.path.abspath(os.path.join(config.log_file_dir, config.log_file_name))
-    for handler in logging.getLogger("obs_engine").handlers:
-        if isinstance(handler, _OwnFile) and handler.baseFilename == path:
-            return handler
+def _opened(path: str, config: Any) -> _OwnFile:
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         return _OwnFile(

@@ -416,6 +416,8 @@ class Upload:
         report, plan = self._report(), self._plan
         self._tell(Progress(plan.size_bytes, 0, plan.size_bytes, plan.part_count, plan.part_count))
         self._journal.remove()
+        _log.info("%s: stored, %d bytes in %d parts, %d of them sent now, in %.3f s",
+                  self._what, report.size_bytes, report.parts, report.parts_sent, report.seconds)  # fmt: skip
         return Uploaded(reply, report)
 
     async def _abort_unless_kept(self) -> None:
