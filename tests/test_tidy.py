@@ -42,7 +42,7 @@ KEEPERS = {
     "subprocess": {"transfer/launch.py", "cli"},
     "asyncio": {
         "transfer/pool.py", "transfer/upload.py", "transfer/coordinator.py", "transfer/service.py",
-        "transfer/access.py", "transfer/checkpoint_file.py",
+        "transfer/access.py", "transfer/checkpoint_file.py", "transfer/progress.py",
     },
     "xml": {"wire/xml.py"},
     "click": {"cli"},

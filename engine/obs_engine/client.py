@@ -277,10 +277,7 @@ class _ProgressTeller:
         if self._callback is None:
             return
         try:
-            self._callback(
-                progress.stored_bytes + progress.in_flight_bytes, progress.total_bytes,
-                max(0.001, time.monotonic() - self._started_s),
-            )  # fmt: skip
+            self._callback(progress.shown_bytes, progress.total_bytes, max(0.001, time.monotonic() - self._started_s))
         except Exception:
             if not self._is_broken:
                 _log.exception("progressCallback raised; the upload goes on")

@@ -177,10 +177,15 @@ class NewCredentials(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Bytes that the service acknowledged, those on their way, and all; in parts, too."""
+    """How far an upload is.
 
+    Attributes:
+        shown_bytes: stored or on their way; never falling, and all of them only when the object stands.
+        stored_bytes, stored_parts: acknowledged by the service.
+    """
+
+    shown_bytes: int
     stored_bytes: int
-    in_flight_bytes: int
     total_bytes: int
     stored_parts: int
     total_parts: int

@@ -30,7 +30,6 @@ from obs_engine.transfer.messages import (
     HashTask,
     PartStoredReply,
     PartTask,
-    Progress,
     TaskReplied,
     Uploaded,
     UploadReport,
@@ -38,13 +37,13 @@ from obs_engine.transfer.messages import (
 )
 from obs_engine.transfer.negotiation import Negotiator
 from obs_engine.transfer.pool import Session
+from obs_engine.transfer.progress import ProgressFeed
 from obs_engine.transfer.resume import Decision, Inquiry, Testimony, testify
 from obs_engine.transfer.service import Service, together
 from obs_engine.wire.replies import Reply, error_of, read_fault
 
 _log = logging.getLogger("obs_engine")
 
-PROGRESS_INTERVAL_S = 0.05
 ABORT_TIMEOUT_S = 1.0
 HASH_BLOCK_BYTES = 64 * MIB
 ETAG_LENGTH_MAX = 1024
@@ -71,17 +70,15 @@ class Upload:
         self._request = request
         self._session = session
         self._negotiator = negotiator
-        self._tell = tell
         self.access = Access(request, session, tell)
         self._service = Service(request, session, self.access)
+        self._progress = ProgressFeed(session, tell, is_wanted=request.shows_progress)
         self._journal: JournalLike = NoJournal()
         self._record = OpenRecord(self._journal)
         self._binding: Binding
         self._identity = FileIdentity(0, 0, 0, 0, 0)
         self._plan = PartPlan(0, 1)
         self._started_s = time.monotonic()
-        self._progress_timer: asyncio.TimerHandle | None = None
-        self._shown_bytes = 0
         self._parts_resumed = self._parts_adopted = 0
         self._parts_sent = 0
         self._crc64s: dict[int, int] = {}  # of parts that this call sent
@@ -115,9 +112,9 @@ class Upload:
             raise
         finally:
             self._session.close()
-            for timer in (self._sync_timer, self._progress_timer):
-                if timer is not None:
-                    timer.cancel()
+            self._progress.stop()
+            if self._sync_timer is not None:
+                self._sync_timer.cancel()
             self._sync_failure.cancel()
             try:
                 self._journal.leave()
@@ -244,7 +241,7 @@ class Upload:
             stored = (PartStored(number, etag) for number, etag in parts.items())
             journal.rewrite([binding, Initiated(upload_id, core_of(binding)), *stored])
         journal.sync()
-        self._show_progress(is_forced=True)
+        self._progress.begin(self._state, self._plan)
 
     def _binding_of(self, said: Testimony, plan: PartPlan) -> Binding:
         """The binding of an upload that is continued: the held one, unless the file had to be proven."""
@@ -266,7 +263,7 @@ class Upload:
         upload_id = await self._service.initiate()
         journal.append(Initiated(upload_id, core_of(binding)))
         journal.sync()  # Durable from here: no part is sent for an upload that a crash could forget.
-        self._show_progress(is_forced=True)
+        self._progress.begin(self._state, self._plan)
 
     # --- the parts ----------------------------------------------------------------------------------------------
 
@@ -327,7 +324,6 @@ class Upload:
             self._sync_group()
         elif self._sync_timer is None:
             self._sync_timer = asyncio.get_running_loop().call_later(engine.sync_interval_s, self._sync_group)
-        self._show_progress()
 
     def _sync_group(self) -> None:
         if self._sync_timer is not None:
@@ -340,26 +336,6 @@ class Upload:
             assert self._sync_failure is not None
             if not self._sync_failure.done():
                 self._sync_failure.set_exception(error)
-
-    def _show_progress(self, *, is_forced: bool = False) -> None:
-        """Tells the caller what is stored: at once if forced, else at most every `PROGRESS_INTERVAL_S`."""
-        if not is_forced:
-            if self._progress_timer is None:
-                loop = asyncio.get_running_loop()
-                self._progress_timer = loop.call_later(PROGRESS_INTERVAL_S, self._show_progress_later)
-            return
-        state = self._state
-        stored, total = state.stored_bytes(), self._plan.size_bytes
-        # Bytes that must be sent again leave the sum, but not what was shown; all of them is said of success only.
-        self._shown_bytes = max(self._shown_bytes, min(stored + self._session.in_flight_bytes, max(0, total - 1)))
-        in_flight = max(0, self._shown_bytes - stored)
-        self._tell(Progress(stored, in_flight, total, len(state.parts), self._plan.part_count))
-
-    def _show_progress_later(self) -> None:
-        self._progress_timer = None
-        self._show_progress(is_forced=True)
-        if self._request.shows_progress:
-            self._show_progress()  # bytes move between the ends of parts, too
 
     # --- the object ---------------------------------------------------------------------------------------------
 
@@ -414,7 +390,7 @@ class Upload:
     def _done(self, reply: Reply) -> Uploaded:
         """The object stands: nothing of the upload needs to be remembered."""
         report, plan = self._report(), self._plan
-        self._tell(Progress(plan.size_bytes, 0, plan.size_bytes, plan.part_count, plan.part_count))
+        self._progress.end(plan)
         self._journal.remove()
         _log.info("%s: stored, %d bytes in %d parts, %d of them sent now, in %.3f s",
                   self._what, report.size_bytes, report.parts, report.parts_sent, report.seconds)  # fmt: skip
