@@ -1,0 +1,167 @@
+"""Where a redirect leads, and when the caller is asked for other keys."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from obs_engine.source.identity import FileIdentity
+from obs_engine.transfer import access as access_module
+from obs_engine.transfer.access import Access
+from obs_engine.transfer.messages import CredentialsWanted, Dialect, OpenUpload, UploadRequest
+from obs_engine.wire.endpoint import parse_endpoint
+from obs_engine.wire.replies import Reply
+from obs_engine.wire.requests import Target
+from obs_engine.wire.signing import Credentials
+
+OLD, NEW = Credentials("old", "secret"), Credentials("new", "secret")
+VIRTUAL = Target(parse_endpoint("https://obs.a.com"), "virtual", "obs")
+PATH = Target(parse_endpoint("http://10.0.0.1:9000"), "path", "v2")
+CNAME = Target(parse_endpoint("https://files.a.com"), "cname", "v2")
+
+
+@pytest.mark.parametrize(
+    ("target", "location", "expected"),
+    [
+        (VIRTUAL, "https://bkt.obs.b.com/k?uploads", ("https://obs.b.com", "virtual")),
+        (VIRTUAL, "https://bkt.obs.b.com:8443/k", ("https://obs.b.com:8443", "virtual")),
+        (VIRTUAL, "https://obs.b.com/bkt/k", ("https://obs.b.com", "path")),
+        (VIRTUAL, "https://[::1]:9/bkt", ("https://[::1]:9", "path")),
+        (PATH, "http://10.0.0.2:9000/bkt/k", ("http://10.0.0.2:9000", "path")),
+        (PATH, "https://bkt.obs.b.com/k", ("https://obs.b.com", "virtual")),
+        (CNAME, "https://other.b.com/k", ("https://other.b.com", "cname")),
+        (VIRTUAL, "http://bkt.obs.b.com/k", None),  # out of TLS
+        (VIRTUAL, "https://obs.b.com/k", None),  # of no bucket, or another
+        (VIRTUAL, "https://obs.b.com/bkt2/k", None),
+        (VIRTUAL, "/k", None),
+        (VIRTUAL, "", None),
+        (VIRTUAL, "https://", None),
+        (VIRTUAL, "https://bkt.obs.b.com:99999/k", None),
+        (VIRTUAL, "https://u:p@bkt.obs.b.com/k", None),
+        (VIRTUAL, "ftp://bkt.obs.b.com/k", None),
+    ],
+)
+def test_a_redirect_leads_where_the_bucket_is(target: Target, location: str, expected: tuple[str, str] | None) -> None:
+    """Its host and its way to name the bucket count; nothing less safe, and nothing that is not the bucket."""
+    found = target.redirected("bkt", location)
+    assert (found and (str(found.endpoint), found.addressing)) == expected
+    assert found is None or found.signature == target.signature
+
+
+class Caller:
+    """An upload's session and its caller, who answers with `keys` as soon as he is asked, or stays silent."""
+
+    upload = 1
+
+    def __init__(self, keys: Credentials | None) -> None:
+        self.keys = keys
+        self.opened: list[OpenUpload] = []
+        self.asked: list[bool] = []
+        request = {
+            "path": "/f", "bucket": "bkt", "key": "k", "target": VIRTUAL, "credentials": OLD, "transport": None,
+            "is_crc64": False, "log_level": 30, "shows_progress": False,
+            "dialects": (Dialect("obs", (), (("a", "1"),), (("b", "2"),)),),
+        }  # fmt: skip
+        self.request = cast(UploadRequest, object.__new__(UploadRequest))
+        vars(self.request).update(request)
+        self.access = Access(self.request, cast(Any, self), self.tell)
+        self.access.open(self.request, FileIdentity(0, 0, 0, 0, 0))
+
+    def open(self, message: OpenUpload) -> None:
+        self.opened.append(message)
+
+    def tell(self, message: object) -> None:
+        assert isinstance(message, CredentialsWanted)
+        self.asked.append(message.is_refused)
+        if self.keys is not None:
+            asyncio.get_running_loop().call_soon(self.access.renew, self.keys)
+
+
+REFUSED = Reply(403, body=b"<Error><Code>InvalidAccessKeyId</Code></Error>")
+
+
+def test_refused_keys_are_asked_for_once_by_all() -> None:
+    """Workers have the new ones with their next task; who was refused meanwhile waits for the same answer."""
+
+    async def work() -> None:
+        caller = Caller(NEW)
+        access = caller.access
+        version = access.version
+        assert await asyncio.gather(*(access.has_other_keys(REFUSED, version) for _ in range(5))) == [True] * 5
+        assert caller.asked == [True]
+        assert [message.credentials for message in caller.opened] == [OLD, NEW]
+        assert caller.opened[-1].part_headers == (("a", "1"), ("b", "2"))
+        assert await access.has_other_keys(REFUSED, version), "they changed since that request"
+        assert caller.asked == [True]
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_asked"),
+    [(REFUSED, True), (Reply(401), True), (Reply(400, body=b"<Error><Code>ExpiredToken</Code></Error>"), True),
+     (Reply(404), False), (Reply(503), False), (Reply(400), False)],
+)  # fmt: skip
+def test_only_a_refusal_asks(reply: Reply, is_asked: bool) -> None:
+    """The same keys again are no reason to try once more."""
+
+    async def work() -> None:
+        caller = Caller(OLD)
+        assert not await caller.access.has_other_keys(reply, caller.access.version)
+        assert bool(caller.asked) == is_asked
+        assert len(caller.opened) == 1
+
+    asyncio.run(work())
+
+
+def test_a_silent_caller_holds_nobody_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while the refusal stands; his answer is taken when it comes."""
+    monkeypatch.setattr(access_module, "KEYS_ANSWER_S", 0.001)
+
+    async def work() -> None:
+        caller = Caller(None)
+        version = caller.access.version
+        assert not await caller.access.has_other_keys(REFUSED, version)
+        assert not await caller.access.has_other_keys(REFUSED, version)
+        assert caller.asked == [True], "one question at a time"
+        caller.access.renew(NEW)
+        assert await caller.access.has_other_keys(REFUSED, version)
+
+    asyncio.run(work())
+
+
+def test_keys_are_asked_for_in_passing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the last answer is old, and not before; nobody waits for it."""
+    now_s = [0.0]
+    monkeypatch.setattr(access_module.time, "monotonic", lambda: now_s[0])
+
+    async def work() -> None:
+        caller = Caller(None)
+        for now_s[0], asked in ((0.9, []), (1.0, [False]), (5.0, [False])):
+            caller.access.keep_fresh()
+            assert caller.asked == asked
+        caller.access.renew(OLD)
+        caller.access.keep_fresh()
+        assert caller.asked == [False, False]
+        assert len(caller.opened) == 1
+
+    asyncio.run(work())
+
+
+def test_a_redirect_is_remembered() -> None:
+    """Workers are told once; one that leaves TLS is not followed, and not shown but for its host."""
+
+    async def work() -> None:
+        caller = Caller(OLD)
+        reply = Reply(307, headers=(("location", "https://bkt.obs.b.com/k"),))
+        assert caller.access.is_redirect(reply)
+        assert caller.access.follow(reply)
+        assert caller.access.follow(reply)
+        assert [str(message.target.endpoint) for message in caller.opened] == ["https://obs.a.com", "https://obs.b.com"]
+        assert not caller.access.follow(Reply(302, headers=(("location", "http://bkt.obs.b.com/k"),)))
+        for other in (Reply(304, headers=reply.headers), Reply(303, headers=reply.headers), Reply(307)):
+            assert not caller.access.is_redirect(other)
+
+    asyncio.run(work())
