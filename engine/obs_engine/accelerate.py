@@ -58,9 +58,6 @@ def accelerate(obs_client: Any, *, ssl_verify: bool | str | None = None, engine:
     """
     if not all(hasattr(obs_client, name) for name in (*_SETTINGS, "securityProvider", "_get_token", "uploadFile")):
         raise InvalidArgumentError("obs_client", "an obs.ObsClient of the official SDK", obs_client)
-    known = getattr(obs_client, "obs_engine", None)
-    if known is not None:
-        known.close()
     fast = ObsClient(
         **{name: getattr(obs_client, name) for name in _SETTINGS},
         signature=getattr(obs_client, "signature", "obs"),
@@ -68,7 +65,10 @@ def accelerate(obs_client: Any, *, ssl_verify: bool | str | None = None, engine:
         engine=engine,
         _source=_StockKeys(obs_client),
     )
-    close = vars(obs_client).get("close") or obs_client.close
+    known = getattr(obs_client, "obs_engine", None)
+    if known is not None:
+        known.close()
+    close = type(obs_client).close.__get__(obs_client)
 
     def close_both() -> None:
         fast.close()
