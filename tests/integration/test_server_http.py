@@ -18,6 +18,7 @@ import pytest
 from obs_engine.digests import crc64
 from obs_engine.testing import LocalObs
 from obs_engine.wire.endpoint import Query, parse_endpoint
+from obs_engine.wire.object_headers import sse_c_headers, sse_kms_headers
 from obs_engine.wire.requests import (
     FinishedRequest,
     Request,
@@ -25,6 +26,7 @@ from obs_engine.wire.requests import (
     abort,
     complete,
     finish,
+    get_object,
     head_bucket,
     head_object,
     initiate,
@@ -395,6 +397,157 @@ def test_ranges_cross_the_seams_of_parts(client: Client) -> None:
     client.do(complete(BUCKET, "seams", upload_id, etags))
     answer = client.get("seams", headers=(("Range", f"bytes={SMALL - 1}-{3 * SMALL}"),))
     assert answer.body == b"".join(parts)[SMALL - 1 : 3 * SMALL + 1]
+
+
+def test_a_range_may_have_a_condition(client: Client) -> None:
+    """A range of the object that is meant, or 412: nobody puts pieces of two objects together."""
+    etag = client.put("condition", b"0123456789").headers["etag"]
+    asked = (("Range", "bytes=2-4"), ("If-Match", etag))
+    answer = client.get("condition", headers=asked)
+    assert (answer.status, answer.body, answer.headers["etag"]) == (206, b"234", etag)
+    client.put("condition", b"abcdefghij")
+    assert client.get("condition", headers=asked).refusal == (412, "PreconditionFailed")
+    assert client.do(head_object(BUCKET, "condition", asked)).status == 412
+
+
+def put_parts(client: Client, key: str, parts: dict[int, bytes], headers: Headers = ()) -> str:
+    """A multipart object of these parts; returns its ETag."""
+    upload_id = client.begin(key, headers)
+    etags = [(str(n), client.part(key, upload_id, n, data).headers["etag"]) for n, data in parts.items()]
+    return client.do(complete(BUCKET, key, upload_id, etags)).text("ETag") or ""
+
+
+@pytest.mark.parametrize("kind", ["v2", "v4"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_parts_of_an_object_may_be_asked_for(local: LocalObs, kind: SignatureKind, method: str) -> None:
+    """As of AWS S3, by the number of the upload: 206, its range, its length, how many there are, the object's ETag."""
+    client = Client(local, kind)
+    parts = {2: b"a" * SMALL, 3: b"b" * (SMALL + 1), 9: b"c"}
+    etag, size, start = put_parts(client, "numbered", parts), sum(map(len, parts.values())), 0
+    for number, data in parts.items():
+        answer = client.do(Request("Read", method, BUCKET, "numbered", (("partNumber", str(number)),)))
+        assert (answer.status, answer.body) == (206, data if method == "GET" else b"")
+        wanted = {
+            "content-range": f"bytes {start}-{start + len(data) - 1}/{size}", "content-length": str(len(data)),
+            "x-amz-mp-parts-count": "3", "etag": etag,
+        }  # fmt: skip
+        assert {name: answer.headers.get(name) for name in wanted} == wanted
+        start += len(data)
+
+
+def test_a_part_that_is_not_there_is_refused(local: LocalObs) -> None:
+    """No such part, no such number, a Range beside it; a single object is its own part 1; an empty part is empty."""
+    client = Client(local, "v4")
+    put_parts(client, "numbers", {1: b"a" * SMALL, 3: b""})
+    assert client.get("numbers", (("partNumber", "2"),)).refusal == (416, "InvalidPartNumber")
+    for number in ("0", "10001", "x", ""):
+        assert client.get("numbers", (("partNumber", number),)).refusal == (400, "InvalidArgument")
+    beside = client.get("numbers", (("partNumber", "1"),), (("Range", "bytes=0-1"),))
+    assert beside.refusal == (400, "InvalidRequest")
+    empty = client.get("numbers", (("partNumber", "3"),))
+    assert (empty.status, empty.body, "content-range" in empty.headers) == (206, b"", False)
+    client.put("single", b"0123456789")
+    single = client.get("single", (("partNumber", "1"),))
+    assert (single.status, single.headers["content-range"], single.body) == (206, "bytes 0-9/10", b"0123456789")
+    assert "x-amz-mp-parts-count" not in single.headers
+    assert client.get("single", (("partNumber", "2"),)).refusal == (416, "InvalidPartNumber")
+
+
+def test_obs_itself_knows_no_parts_of_an_object(client: Client) -> None:
+    """OBS documents no `partNumber` there: the query is passed over, beside a Range as well."""
+    parts = {1: b"a" * SMALL, 2: b"b"}
+    put_parts(client, "whole", parts)
+    for number in ("2", "77", "x"):
+        answer = client.get("whole", (("partNumber", number),))
+        assert (answer.status, answer.body) == (200, b"".join(parts.values()))
+        assert not any("parts-count" in name for name in answer.headers)
+        assert client.get("whole", (("partNumber", number),), (("Range", "bytes=-1"),)).body == b"b"
+
+
+CUSTOMER_KEY = b"12345678901234567890123456789012"
+
+
+def encryptions(kind: SignatureKind) -> dict[str, tuple[Headers, Headers]]:
+    """Ways to encrypt, each with the headers of Initiate and those of parts and readers."""
+    customers = sse_c_headers(kind, "AES256", CUSTOMER_KEY)
+    return {
+        "sse-c": (customers, customers),
+        "kms": (sse_kms_headers(kind, None), ()),
+        "kms with a key": (sse_kms_headers(kind, "a-key"), ()),
+        "sse-obs": (((f"{'x-obs-' if kind == 'obs' else 'x-amz-'}server-side-encryption", "AES256"),), ()),
+    }
+
+
+@pytest.mark.parametrize("way", ["sse-c", "kms", "kms with a key", "sse-obs"])
+@pytest.mark.parametrize("kind", ["obs", "v2", "v4"])
+def test_etags_under_encryption_are_no_md5s(local: LocalObs, kind: SignatureKind, way: str) -> None:
+    """Of parts, ListParts, Complete, HEAD and PutObject; every reply tells the encryption in its mode's words."""
+    client, (begin, rest) = Client(local, kind), encryptions(kind)[way]
+    told = {name.lower(): value for name, value in begin if not name.endswith("customer-key")}
+    key, parts = f"encrypted {kind} {way}", [b"a" * SMALL, b"b"]
+    began = client.do(initiate(BUCKET, key, begin))
+    upload_id = began.text("UploadId") or ""
+    answers = [began, *(client.part(key, upload_id, n, data, rest) for n, data in enumerate(parts, 1))]
+    etags = [answer.headers["etag"] for answer in answers[1:]]
+    assert client.do(list_parts(BUCKET, key, upload_id)).texts("ETag") == etags
+    answers.append(client.do(complete(BUCKET, key, upload_id, [(str(n), e) for n, e in enumerate(etags, 1)])))
+    joined = hex_md5(b"".join(bytes.fromhex(etag.strip('"')) for etag in etags))
+    assert answers[-1].text("ETag") == f'"{joined}-2"'
+    for request in (head_object(BUCKET, key, rest), get_object(BUCKET, key, rest)):
+        answers.append(client.do(request))
+        assert answers[-1].headers["etag"] == f'"{joined}-2"'
+    assert answers[-1].body == b"".join(parts)
+    answers.append(client.put(key, parts[0], begin))
+    assert answers[-1].headers["etag"] == etags[0]  # the same bytes, the same key
+    for answer in answers:
+        assert answer.status == 200
+        assert {name: value for name, value in answer.headers.items() if "encryption" in name} == told
+    for etag, data in zip(etags, parts, strict=True):
+        assert len(bytes.fromhex(etag.strip('"'))) == 16
+        assert hex_md5(data) not in etag
+
+
+@pytest.mark.parametrize("way", ["sse-c", "kms"])
+def test_digests_are_checked_under_encryption(client: Client, way: str) -> None:
+    """Content-MD5 and CRC-64 are of the bytes that were sent, whatever the ETag is."""
+    begin, rest = encryptions("obs")[way]
+    upload_id = client.begin(f"promised {way}", begin)
+    data = b"123456789"
+    md5s = [(("Content-MD5", b64encode(hashlib.md5(text).digest()).decode()),) for text in (data, b"other")]
+    crcs = [(("x-obs-checksum-crc64ecma", str(crc64(text))),) for text in (data, b"other")]
+    for right, wrong in (md5s, crcs):
+        good = client.part(f"promised {way}", upload_id, 1, data, (*rest, *right))
+        assert good.status == 200
+        bad = client.part(f"promised {way}", upload_id, 2, data, (*rest, *wrong))
+        assert bad.refusal == (400, "BadDigest")
+    assert good.headers["x-obs-checksum-crc64ecma"] == str(crc64(data))
+    client.do(abort(BUCKET, f"promised {way}", upload_id))
+
+
+@pytest.mark.parametrize(
+    ("kind", "without", "wrong"),
+    [
+        ("obs", (400, "InvalidEncryptionAlgorithmError"), (400, "InvalidEncryptionAlgorithmError")),
+        ("v4", (400, "InvalidRequest"), (403, "AccessDenied")),
+    ],
+)
+def test_an_object_under_a_customers_key_is_shown_to_who_has_it(
+    local: LocalObs, kind: SignatureKind, without: tuple[int, str], wrong: tuple[int, str]
+) -> None:
+    """GET and HEAD, ranges too; parts without the key of their upload are refused before they are stored."""
+    client = Client(local, kind)
+    right, other = (sse_c_headers(kind, "AES256", key) for key in (CUSTOMER_KEY, b"o" * 32))
+    client.put("customers", b"0123456789", right)
+    for headers, expected in (((), without), (other, wrong)):
+        assert client.get("customers", headers=headers).refusal == expected
+        assert client.get("customers", headers=(*headers, ("Range", "bytes=2-4"))).refusal == expected
+        assert client.do(head_object(BUCKET, "customers", headers)).status == expected[0]
+    assert client.get("customers", headers=(*right, ("Range", "bytes=2-4"))).body == b"234"
+    upload_id = client.begin("customers", right)
+    for headers in ((), other):
+        assert client.part("customers", upload_id, 1, b"x", headers).refusal == (400, "InvalidRequest")
+    assert client.part("customers", upload_id, 1, b"x", right).status == 200
+    client.do(abort(BUCKET, "customers", upload_id))
 
 
 def test_put_get_head_delete_of_objects(client: Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import http.client
 import json
 import os
@@ -14,6 +15,7 @@ import ssl
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,12 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
+from obs_engine.digests import crc64
 from obs_engine.errors import InvalidArgumentError
 from obs_engine.testing import LocalObs
+from obs_engine.testing.faults import Faults
 from obs_engine.wire.endpoint import parse_endpoint
+from obs_engine.wire.object_headers import sse_c_headers
 from obs_engine.wire.requests import (
     Request,
     Target,
@@ -35,7 +40,7 @@ from obs_engine.wire.requests import (
     list_parts,
     upload_part,
 )
-from obs_engine.wire.signing import Credentials
+from obs_engine.wire.signing import Credentials, Headers
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -75,8 +80,10 @@ class Client:
             used.close()
         return reply.status, {n.lower(): v for n, v in reply.getheaders()}, data
 
-    def put(self, key: str, data: bytes, connection: http.client.HTTPConnection | None = None) -> Any:
-        request = Request("PutObject", "PUT", "bucket", key, body_length=len(data))
+    def put(
+        self, key: str, data: bytes, connection: http.client.HTTPConnection | None = None, headers: Headers = ()
+    ) -> Any:
+        request = Request("PutObject", "PUT", "bucket", key, headers=headers, body_length=len(data))
         return self.do(request, data, connection)
 
     def get(self, key: str) -> bytes:
@@ -85,12 +92,32 @@ class Client:
     def begin(self, key: str) -> str:
         return between(self.do(initiate("bucket", key))[2], "UploadId")
 
-    def part(self, key: str, upload_id: str, number: int, data: bytes) -> Any:
-        return self.do(upload_part("bucket", key, upload_id, number, len(data)), data)
+    def part(self, key: str, upload_id: str, number: int, data: bytes, headers: Headers = ()) -> Any:
+        return self.do(upload_part("bucket", key, upload_id, number, len(data), headers), data)
 
 
 def between(body: bytes, name: str) -> str:
     return body.decode().partition(f"<{name}>")[2].partition(f"</{name}>")[0]
+
+
+DATA = bytes(range(256)) * 400
+
+
+def md5_of(data: bytes) -> str:
+    return f'"{hashlib.md5(data).hexdigest()}"'
+
+
+def spoiled(rule: dict[str, Any], data: bytes, nth: int = 1) -> bytes:
+    """The data as the nth request that matches the rule makes it."""
+    faults = Faults([{"corrupt": rule["corrupt"], "seed": rule.get("seed", 0)}])
+    met = [faults.choose(rule["operation"], "bucket", "k", None) for _ in range(nth)][-1]
+    assert met is not None
+    byte, mask = met.bit(len(data))
+    return data[:byte] + bytes([data[byte] ^ mask]) + data[byte + 1 :]
+
+
+def crc_header(data: bytes) -> tuple[str, str]:
+    return "x-obs-checksum-crc64ecma", str(crc64(data))
 
 
 @pytest.fixture
@@ -237,6 +264,10 @@ def test_local_obs_keeps_its_secrets_off_the_process_list(local: LocalObs) -> No
         (["--log", "/nonexistent/log"], ["log file", "--log"]),
         (["--bucket", "Bad"], ["--bucket", "'Bad'"]),
         (["--cname", "x"], ["--cname", "DOMAIN=BUCKET"]),
+        (["--crc64", "maybe"], ["--crc64", "checked or ignored", "'maybe'"]),
+        (["--encryption", "bucket"], ["--encryption", "BUCKET=HOW"]),
+        (["--encryption", "Bad=kms"], ["--encryption", "'Bad'"]),
+        (["--encryption", "bucket=rot13"], ["bucket encryption", "AES256, kms", "'rot13'"]),
         (["--secret-key", ""], ["secret key", "OBS_ENGINE_SERVE_SECRET_KEY"]),
         (["--host", "192.0.2.1"], ["listening address", "192.0.2.1"]),
     ],
@@ -267,6 +298,81 @@ def test_local_obs_passes_on_why_it_did_not_start(tmp_path: Path) -> None:
     assert (tmp_path / "buckets").is_dir()
 
 
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_may_know_no_crc64() -> None:
+    """`crc64="ignored"`: a wrong one, and one that is no number, are passed over, and no reply ever shows one."""
+    with LocalObs(crc64="ignored") as local:
+        client = Client(local)
+        for _ in range(2):
+            upload_id = client.begin("k")
+            replies = []
+            for text in (crc_header(DATA), ("x-obs-checksum-crc64ecma", "5"), ("x-obs-checksum-crc64ecma", "none")):
+                replies.append(client.part("k", upload_id, 1, DATA, (text,)))
+                replies.append(client.put("single", DATA, headers=(text,)))
+            for status, headers, _ in replies:
+                assert (status, headers["etag"]) == (200, md5_of(DATA))
+            wrong = ("x-obs-checksum-crc64ecma", "7")
+            replies.append(client.do(complete("bucket", "k", upload_id, (("1", md5_of(DATA)),), (wrong,))))
+            replies += [client.do(Request("Read", method, "bucket", "k")) for method in ("HEAD", "GET")]
+            assert all(status == 200 for status, _, _ in replies)
+            assert not any("crc64" in name for _, headers, _ in replies for name in headers)
+            local.restart()
+
+
+def test_what_knew_a_crc64_hides_it_where_it_is_ignored(tmp_path: Path) -> None:
+    """An object of a server that checked: the setting is of the server, not of what it holds."""
+    for setting in ("checked", "ignored", "checked"):
+        with LocalObs(data_dir=tmp_path / "data", crc64=setting) as local:
+            client = Client(local)
+            if not client.do(Request("HeadObject", "HEAD", "bucket", "k"))[1].get("etag"):
+                client.put("k", DATA, headers=(crc_header(DATA),))
+            found = client.do(Request("HeadObject", "HEAD", "bucket", "k"))[1].get("x-obs-checksum-crc64ecma")
+            assert found == (str(crc64(DATA)) if setting == "checked" else None)
+
+
+@pytest.mark.parametrize("setting", ["kms", "kms:a-key", "AES256"])
+def test_a_bucket_may_encrypt_by_default(setting: str) -> None:
+    """What names no encryption of its own is under the bucket's, after a restart too; other buckets are as ever."""
+    word, _, key_id = setting.partition(":")
+    told = {"x-obs-server-side-encryption": word}
+    if key_id:
+        told["x-obs-server-side-encryption-kms-key-id"] = key_id
+    with LocalObs(buckets=["bucket", "plain"], encryption={"bucket": setting}) as local:
+        client = Client(local)
+        upload_id = client.begin("k")
+        part = client.part("k", upload_id, 1, DATA)[1]
+        local.restart()
+        done = client.do(complete("bucket", "k", upload_id, (("1", part["etag"]),)))[1]
+        head = client.do(Request("HeadObject", "HEAD", "bucket", "k"))[1]
+        put = client.put("single", DATA)[1]
+        for headers in (part, done, head, put):
+            assert {name: value for name, value in headers.items() if "encryption" in name} == told
+        assert part["etag"] == put["etag"] != md5_of(DATA)
+        assert client.get("k") == DATA
+        own = sse_c_headers("obs", "AES256", b"k" * 32)
+        headers = client.put("customers", DATA, headers=own)[1]
+        assert headers["x-obs-server-side-encryption-customer-algorithm"] == "AES256"
+        assert "x-obs-server-side-encryption" not in headers
+        plain = client.do(Request("PutObject", "PUT", "plain", "k", body_length=len(DATA)), DATA)[1]
+        assert plain["etag"] == md5_of(DATA)
+
+
+def test_parts_may_be_asked_for_after_a_restart(local: LocalObs) -> None:
+    """What an object was made of stays with it."""
+    client = Client(local)
+    upload_id = client.begin("k")
+    parts = {1: DATA, 3: b"last"}
+    etags = [(str(n), client.part("k", upload_id, n, data)[1]["etag"]) for n, data in parts.items()]
+    client.do(complete("bucket", "k", upload_id, etags))
+    local.restart()
+    client.target = Target(parse_endpoint(local.url), "path", "v4")
+    request = Request("GetObject", "GET", "bucket", "k", (("partNumber", "3"),))
+    status, headers, body = client.do(request)
+    assert (status, headers["x-amz-mp-parts-count"], body) == (206, "2", b"last")
+
+
 # --- TLS -------------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +400,10 @@ def test_tls(tmp_path: Path) -> None:
             with contextlib.suppress(ConnectionResetError):
                 assert not plain.recv(100).startswith(b"HTTP")
         assert client.get("big") == data
+        for rule in ({"operation": "GetObject", "corrupt": "reply"}, {"operation": "PutObject", "corrupt": "wire"}):
+            local.set_faults([rule])
+            client.put("big", data)
+            assert client.get("big") == spoiled(rule, data)
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -410,20 +520,151 @@ def test_a_fault_may_be_a_truncated_reply(faulty: LocalObs) -> None:
         assert len(caught.value.partial) == 4
 
 
-def test_a_fault_may_be_corruption(faulty: LocalObs) -> None:
-    """`stored` keeps the right ETag over wrong bytes; `etag` tells a wrong one over the right bytes."""
+def test_bytes_may_be_damaged_on_their_way(faulty: LocalObs) -> None:
+    """`wire`: a promised digest refuses them and nothing is stored; without one, ETag and object are of wrong bytes."""
     client = Client(faulty)
-    data = b"x" * 1001
-    etag = f'"{hashlib.md5(data).hexdigest()}"'
-    faulty.set_faults(
-        [{"key": "bytes", "corrupt": "stored", "times": 1}, {"key": "etag", "corrupt": "etag", "times": 1}]
+    rule = {"operation": "PutObject", "key": "wire", "corrupt": "wire", "seed": 5}
+    faulty.set_faults([rule])
+    md5 = ("Content-MD5", b64encode(hashlib.md5(DATA).digest()).decode())
+    for promise in (md5, crc_header(DATA)):
+        status, _, body = client.put("wire", DATA, headers=(promise,))
+        assert (status, between(body, "Code")) == (400, "BadDigest")
+        assert client.do(Request("HeadObject", "HEAD", "bucket", "wire"))[0] == 404
+    wrong = spoiled(rule, DATA, nth=3)
+    assert client.put("wire", DATA)[1]["etag"] == md5_of(wrong)
+    assert client.get("wire") == wrong != DATA
+    faulty.set_faults([])
+    assert client.put("wire", DATA, headers=(md5, crc_header(DATA)))[0] == 200
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_large_body_is_damaged_once_however_it_comes(faulty: LocalObs, seed: int) -> None:
+    """Pieces of any size, the first with the head; and in chunks, whose first byte is hit."""
+    client = Client(faulty)
+    data = DATA * 30
+    rule = {"operation": "PutObject", "corrupt": "wire", "seed": seed}
+    faulty.set_faults([rule])
+    finished = finish(
+        Request("PutObject", "PUT", "bucket", "large", body_length=len(data)), client.target, client.keys, time.time()
     )
-    assert client.put("bytes", data)[1]["etag"] == etag
-    assert client.get("bytes") == b"x" * 500 + b"y" + b"x" * 500
-    wrong = client.put("etag", data)[1]["etag"]
-    assert wrong != etag
-    assert len(wrong) == len(etag)
-    assert client.get("etag") == data
+    head = "".join(f"{n}: {v}\r\n" for n, v in finished.headers)
+    stream = f"PUT /bucket/large HTTP/1.1\r\n{head}\r\n".encode() + data
+    with socket.create_connection(("127.0.0.1", faulty.port), timeout=20) as sock:
+        sock.sendall(stream[:300_000])
+        for at in range(300_000, len(stream), 77_777):
+            sock.sendall(stream[at : at + 77_777])
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    assert client.get("large") == spoiled(rule, data)
+    faulty.set_faults([rule])
+    chunked = head.replace(f"Content-Length: {len(data)}", "Transfer-Encoding: chunked").encode()
+    with socket.create_connection(("127.0.0.1", faulty.port), timeout=20) as sock:
+        sock.sendall(b"PUT /bucket/large HTTP/1.1\r\n" + chunked + b"\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    assert client.get("large") == spoiled(rule, b"a") + b"bcde"
+
+
+def test_bytes_may_be_damaged_on_disk(faulty: LocalObs) -> None:
+    """`stored`: every digest and every reply is right, of a part up to Complete and HEAD; the bytes are not."""
+    client = Client(faulty)
+    upload_id = client.begin("stored")
+    rule = {"operation": "UploadPart", "key": "stored", "part_number": 2, "corrupt": "stored", "times": 1, "seed": 1}
+    faulty.set_faults([rule])
+    parts = [DATA, DATA[::-1]]
+    replies = [client.part("stored", upload_id, n, part, (crc_header(part),))[1] for n, part in enumerate(parts, 1)]
+    assert [reply["etag"] for reply in replies] == [md5_of(part) for part in parts]
+    assert [reply["x-obs-checksum-crc64ecma"] for reply in replies] == [str(crc64(part)) for part in parts]
+    listing = client.do(list_parts("bucket", "stored", upload_id))[2].decode()
+    assert all(md5_of(part).strip('"') in listing for part in parts)
+    etags = [(str(n), md5_of(part)) for n, part in enumerate(parts, 1)]
+    request = complete("bucket", "stored", upload_id, etags, (crc_header(b"".join(parts)),))
+    assert client.do(request)[0] == 200
+    head = client.do(Request("HeadObject", "HEAD", "bucket", "stored"))[1]
+    assert head["x-obs-checksum-crc64ecma"] == str(crc64(b"".join(parts)))
+    assert client.get("stored") == parts[0] + spoiled(rule, parts[1])
+    assert client.get("stored") != b"".join(parts)
+
+
+@pytest.mark.parametrize("kms", [(), (("x-obs-server-side-encryption", "kms"),)], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("seed", range(3))
+def test_another_object_may_be_put_together(faulty: LocalObs, seed: int, kms: Any) -> None:
+    """`object`: Complete's checks hold, and then the service tells of an object that is not what the parts make."""
+    client = Client(faulty)
+    parts = [DATA, DATA[::-1], b"last"]
+    made = {}
+    rule = {"operation": "Complete", "corrupt": "object", "seed": seed}
+    for rules in ([], [rule]):
+        faulty.set_faults(rules)
+        upload_id = between(client.do(initiate("bucket", "object", kms))[2], "UploadId")
+        etags = [
+            (str(n), client.part("object", upload_id, n, part, (crc_header(part),))[1]["etag"])
+            for n, part in enumerate(parts, 1)
+        ]
+        request = complete("bucket", "object", upload_id, etags, (crc_header(b"".join(parts)),))
+        status, headers, body = client.do(request)
+        head = client.do(Request("HeadObject", "HEAD", "bucket", "object"))[1]
+        etag, crc = html.unescape(between(body, "ETag")), headers["x-obs-checksum-crc64ecma"]
+        assert (status, head["etag"], head["x-obs-checksum-crc64ecma"]) == (200, etag, crc)
+        made[bool(rules)] = etag, crc, client.get("object")
+    right, wrong = made[False], made[True]
+    assert wrong[2] == spoiled(rule, right[2])
+    assert wrong[1] == str(crc64(wrong[2]))
+    assert right[0] != wrong[0]
+    assert wrong[0].endswith('-3"')
+    if not kms:
+        pieces = [wrong[2][: len(DATA)], wrong[2][len(DATA) : 2 * len(DATA)], wrong[2][2 * len(DATA) :]]
+        joined = hashlib.md5(b"".join(hashlib.md5(piece).digest() for piece in pieces)).hexdigest()
+        assert wrong[0] == f'"{joined}-3"'
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bytes_may_be_damaged_on_their_way_back(faulty: LocalObs, seed: int) -> None:
+    """`reply`: one bit of what is sent, of a range as of all, over the seams of parts; the object stays right."""
+    client = Client(faulty)
+    upload_id = client.begin("reply")
+    parts = [DATA, DATA[::-1], b"last"]
+    etags = [(str(n), client.part("reply", upload_id, n, part)[1]["etag"]) for n, part in enumerate(parts, 1)]
+    client.do(complete("bucket", "reply", upload_id, etags))
+    whole = b"".join(parts)
+    rule = {"operation": "GetObject", "corrupt": "reply", "seed": seed}
+    ranges = [(0, len(whole)), (5, 6), (len(DATA) - 1, len(DATA) + 1), (70_000, len(whole) - 1), (0, 3)]
+    for first, end in ranges:
+        faulty.set_faults([{**rule, "times": 1}])
+        request = Request("GetObject", "GET", "bucket", "reply", headers=(("Range", f"bytes={first}-{end - 1}"),))
+        for expected in (spoiled(rule, whole[first:end]), whole[first:end]):
+            status, headers, body = client.do(request)
+            assert (status, body) == (206, expected)
+            assert headers["content-range"] == f"bytes {first}-{end - 1}/{len(whole)}"
+    faulty.set_faults([rule])
+    assert client.do(Request("GetObject", "GET", "bucket", "absent"))[0] == 404
+    assert client.get("reply") == spoiled(rule, whole, nth=2)
+
+
+def test_a_wrong_etag_may_be_told(faulty: LocalObs) -> None:
+    """`etag`: of the right bytes, once."""
+    client = Client(faulty)
+    faulty.set_faults([{"key": "etag", "corrupt": "etag", "times": 1}])
+    wrong = client.put("etag", DATA)[1]["etag"]
+    assert wrong != md5_of(DATA)
+    assert len(wrong) == len(md5_of(DATA))
+    assert client.get("etag") == DATA
+    assert client.do(Request("HeadObject", "HEAD", "bucket", "etag"))[1]["etag"] == md5_of(DATA)
+
+
+def test_a_wrong_crc64_may_be_told(faulty: LocalObs) -> None:
+    """`crc64`: of a part, of Complete and of HEAD where they tell one; a reply that has none is left alone."""
+    client = Client(faulty)
+    upload_id = client.begin("crc")
+    faulty.set_faults([{"corrupt": "crc64", "seed": 2}])
+    told = [client.part("crc", upload_id, 1, DATA, (crc_header(DATA),))[1]]
+    told.append(client.do(complete("bucket", "crc", upload_id, (("1", told[0]["etag"]),), (crc_header(DATA),)))[1])
+    told.append(client.do(Request("HeadObject", "HEAD", "bucket", "crc"))[1])
+    for headers in told:
+        wrong = int(headers["x-obs-checksum-crc64ecma"]) ^ crc64(DATA)
+        assert wrong.bit_count() == 1
+    assert told[0]["etag"] == md5_of(DATA)
+    assert "x-obs-checksum-crc64ecma" not in client.put("crc", DATA)[1]
+    faulty.set_faults([])
+    assert client.get("crc") == DATA
 
 
 def test_a_fault_may_be_a_hang_up(faulty: LocalObs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from obs_engine.errors import InvalidArgumentError
-from obs_engine.testing.faults import Fault, Faults
+from obs_engine.testing.faults import OPERATIONS, Fault, Faults
 
 
 def names(faults: Faults, count: int, operation: str = "UploadPart", part_number: int | None = None) -> list[int]:
@@ -81,6 +81,43 @@ def test_an_action_carries_its_details() -> None:
 
 
 @pytest.mark.parametrize(
+    ("corrupt", "operations"),
+    [
+        ("wire", ["UploadPart", "PutObject"]), ("stored", ["UploadPart", "PutObject"]), ("object", ["Complete"]),
+        ("reply", ["GetObject"]), ("crc64", ["UploadPart", "PutObject", "Complete", "GetObject", "HeadObject"]),
+        ("etag", ["UploadPart", "PutObject", "Complete", "GetObject", "HeadObject", "ListParts", "ListObjects"]),
+    ],
+)  # fmt: skip
+def test_corruption_meets_what_can_be_corrupted(corrupt: str, operations: list[str]) -> None:
+    """A rule that names no operation meets those that have such a thing; one that names another is refused."""
+    faults = Faults([{"corrupt": corrupt}])
+    met = {operation for operation in OPERATIONS if faults.choose(operation, "b", "k", 1) is not None}
+    assert met == set(operations)
+    with pytest.raises(InvalidArgumentError, match=rf"operation: expected one of .* \(for corrupt {corrupt}\)"):
+        Faults([{"corrupt": corrupt, "operation": [operations[0], "Abort"]}])
+
+
+def bits(rule: dict[str, object], count: int, size: int) -> list[tuple[int, int]]:
+    """What the rule damages in bodies of this size, request by request; nothing where it is not due."""
+    faults = Faults([rule])
+    met = [faults.choose("UploadPart", "b", "k", 1) for _ in range(count)]
+    return [fault.bit(size) for fault in met if fault is not None]
+
+
+def test_the_damaged_bit_is_anywhere_and_the_same_in_every_run() -> None:
+    """Seed and count choose it: every byte and every bit has its turn, none outside, and other conditions move none."""
+    rule = {"corrupt": "stored", "seed": 3}
+    found = bits(rule, 2000, 10)
+    assert found == bits(rule, 2000, 10)
+    assert found != bits({**rule, "seed": 4}, 2000, 10)
+    assert {byte for byte, _ in found} == set(range(10))
+    assert {mask for _, mask in found} == {1 << bit for bit in range(8)}
+    assert bits({**rule, "nth": [2, 5]}, 5, 10) == [found[1], found[4]]
+    assert {byte for byte, _ in bits(rule, 100, 1)} == {0}
+    assert all(byte < 5 << 30 for byte, _ in bits(rule, 100, 5 << 30))
+
+
+@pytest.mark.parametrize(
     ("rules", "words"),
     [
         ({"status": 500}, ["faults", "a list of rules"]),
@@ -97,6 +134,7 @@ def test_an_action_carries_its_details() -> None:
         ([{"reset": {"after_body_bytes": -1}}], ["after_body_bytes"]),
         ([{"stall": False}], ["stall", "true"]),
         ([{"corrupt": "all"}], ["corrupt", "stored"]),
+        ([{"corrupt": "stored", "operation": "Complete"}], ["operation", "PutObject", "corrupt stored", "'Complete'"]),
         ([{"truncate": True}], ["truncate"]),
         ([{"statsu": 500, "stall": True}], ["statsu"]),
         ([{"stall": True, "code": "X"}], ["code", "fits"]),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from obs_engine.digests import crc64
 from obs_engine.errors import InvalidArgumentError
 from obs_engine.testing.store import Attributes, Incoming, Store
 
@@ -173,10 +175,36 @@ def test_one_server_owns_a_directory(store: Store, tmp_path: Path) -> None:
         Store(tmp_path / "foreign")
 
 
-def test_a_flipped_bit_is_in_the_middle(store: Store) -> None:
+def test_a_flipped_bit_is_where_it_should_be(store: Store) -> None:
     """The fault `corrupt: stored` changes one bit, and neither the length nor anything else."""
     bucket = store.buckets["bucket"]
     incoming = receive(store.receive_object(bucket), b"abcde")
-    incoming.flip_bit()
+    incoming.flip(2, 1)
+    incoming.flip(4, 128)
     store.add_object(bucket, "k", incoming, "e", None, Attributes())
-    assert read(store, "k") == b"abbde"
+    assert read(store, "k") == b"abbd\xe5"
+
+
+def test_a_spoiled_part_is_told_as_it_is(store: Store) -> None:
+    """The fault `corrupt: object` damages a part that is there, and needs the digests of what it has become."""
+    bucket = store.buckets["bucket"]
+    upload = store.initiate(bucket, "k", Attributes())
+    part = store.add_part(bucket, upload, 1, receive(store.receive_part(bucket, upload.id), b"abcde"), "e" * 32, 5)
+    assert store.spoil_part(bucket, part, 0, 2) == (hashlib.md5(b"cbcde").hexdigest(), crc64(b"cbcde"))
+    store.complete(bucket, upload, [part], "e", None)
+    assert read(store, "k") == b"cbcde"
+
+
+def test_the_parts_of_an_object_are_known_after_a_restart(store: Store, tmp_path: Path) -> None:
+    """By the numbers they were uploaded under; an object put in one request is its own part 1."""
+    bucket = store.buckets["bucket"]
+    upload = store.initiate(bucket, "big", Attributes())
+    for number, data in ((2, b"aaaa"), (700, b""), (10_000, b"c")):
+        store.add_part(bucket, upload, number, receive(store.receive_part(bucket, upload.id), data), "e" * 32, None)
+    store.complete(bucket, upload, [upload.parts[n] for n in (2, 700, 10_000)], "etag-3", None)
+    put(store, "small", b"abc")
+    again = reopen(store, tmp_path)
+    big, small = (again.buckets["bucket"].objects[key] for key in ("big", "small"))
+    assert [big.part(n) for n in (1, 2, 700, 10_000)] == [None, (0, 4), (4, 4), (4, 5)]
+    assert [small.part(n) for n in (1, 2)] == [(0, 3), None]
+    again.close()

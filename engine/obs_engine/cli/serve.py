@@ -12,6 +12,7 @@ import click
 
 from obs_engine.errors import InvalidArgumentError, ObsEngineError
 from obs_engine.testing.control import Control, read_secrets
+from obs_engine.testing.encryption import Encryption, read_default
 from obs_engine.testing.faults import Faults
 from obs_engine.testing.server import Server, Settings
 from obs_engine.wire.signing import Credentials
@@ -39,6 +40,14 @@ _STANDARD_INPUT = "-"
 @click.option("--region", help="Region that a v4 signature must name; any where not given.")
 @click.option("--tls-cert", metavar="PEM", help="Certificate chain; makes it https.")
 @click.option("--tls-key", metavar="PEM", help="The certificate's private key.")
+@click.option("--crc64", default="checked", show_default=True, metavar="checked|ignored", help="What a CRC-64 is for.")
+@click.option(
+    "--encryption",
+    "encrypted",
+    multiple=True,
+    metavar="BUCKET=HOW",
+    help="Encrypts by default what is put there: AES256, kms, or kms:KEY-ID; repeatable.",
+)
 @click.option("--faults", metavar="FILE", help="JSON list of fault rules; see obs_engine.testing.faults.")
 @click.option("--log", metavar="FILE", help="Appends one JSON line for each request.")
 @click.option("--control", is_flag=True, hidden=True, help="Secrets and commands on standard input, for LocalObs.")
@@ -54,6 +63,8 @@ def serve(
     region: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    crc64: str,
+    encrypted: tuple[str, ...],
     faults: str | None,
     log: str | None,
     control: bool,
@@ -61,7 +72,7 @@ def serve(
     """Serves a local OBS: signatures are verified, multipart rules kept, data stays on disk.
 
     Prints one line with its URL when it is ready, and stops on SIGTERM or SIGINT. For tests and trials: one account,
-    no encryption, nothing is synced to disk.
+    nothing is synced to disk, and what is encrypted for clients lies there as it came.
     """
     try:
         rules: object = _read_faults(faults) if faults else ()
@@ -78,7 +89,8 @@ def serve(
         settings = Settings(
             data, Credentials(access_key, secret_key, security_token), host, port,
             tuple(_bucket_name(name) for name in buckets), tls_cert, tls_key, region,
-            dict(_cname(text) for text in cnames), Faults(rules), log,
+            dict(_cname(text) for text in cnames), Faults(rules), log, _is_crc64_checked(crc64),
+            dict(_encryption(text) for text in encrypted),
         )  # fmt: skip
         server = Server(settings)
     except ObsEngineError as error:
@@ -108,12 +120,12 @@ def _read_faults(path: str) -> object:
     raise InvalidArgumentError("faults file", "a readable JSON list of rules", found, step)
 
 
-def _bucket_name(name: str) -> str:
+def _bucket_name(name: str, option: str = "--bucket") -> str:
     from obs_engine.testing.operations import is_bucket_name
 
     if not is_bucket_name(name):
         raise InvalidArgumentError(
-            "--bucket", "3 to 63 small letters, digits, hyphens and dots, ends being a letter or digit", name,
+            option, "3 to 63 small letters, digits, hyphens and dots, ends being a letter or digit", name,
             "choose another name",
         )  # fmt: skip
     return name
@@ -124,6 +136,19 @@ def _cname(text: str) -> tuple[str, str]:
     if match is None:
         raise InvalidArgumentError("--cname", "DOMAIN=BUCKET", text, "write it so")
     return match[1], match[2]
+
+
+def _is_crc64_checked(text: str) -> bool:
+    if text not in ("checked", "ignored"):
+        raise InvalidArgumentError("--crc64", "checked or ignored", text, "write one of them")
+    return text == "checked"
+
+
+def _encryption(text: str) -> tuple[str, Encryption]:
+    bucket, equals, how = text.partition("=")
+    if not equals:
+        raise InvalidArgumentError("--encryption", "BUCKET=HOW", text, "write it so")
+    return _bucket_name(bucket, "--encryption"), read_default(how)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ class Body:
     Args:
         call: whose promises (Content-MD5, CRC-64, SHA-256) are to be kept.
         incoming: the file it goes to; None keeps it in `memory`.
+        is_crc64_checked: False passes over a CRC-64, as services do that know none.
     """
 
     __slots__ = ("_expected_crc64", "_expected_md5", "_expected_sha256", "crc64", "failure", "incoming", "md5",
                  "memory", "sha256")  # fmt: skip
 
-    def __init__(self, call: Call, incoming: Incoming | None) -> None:
+    def __init__(self, call: Call, incoming: Incoming | None, *, is_crc64_checked: bool = True) -> None:
         self.incoming = incoming
         self.failure: OSError | None = None
         self.memory = bytearray()
@@ -38,7 +39,7 @@ class Body:
         self._expected_md5 = call.head.fields.get("content-md5")
         self._expected_sha256 = call.payload_sha256
         self.sha256 = hashlib.sha256() if call.payload_sha256 is not None else None
-        text = call.own("checksum-crc64ecma")
+        text = promised_crc64(call) if is_crc64_checked else None
         self._expected_crc64 = text
         self.crc64: int | None = None if text is None else 0
 
@@ -76,8 +77,16 @@ class Body:
             self.incoming.discard()
 
 
-def check_promises(call: Call) -> None:
+def promised_crc64(call: Call) -> str | None:
+    """The CRC-64 that came with a request, as it was written; None where none came."""
+    return call.own("checksum-crc64ecma")
+
+
+def check_promises(call: Call, *, is_crc64_checked: bool = True) -> None:
     """Refuses digests that cannot be right, before a byte is read.
+
+    Args:
+        is_crc64_checked: False passes over a CRC-64.
 
     Raises:
         Refusal: 400 InvalidDigest.
@@ -90,7 +99,7 @@ def check_promises(call: Call) -> None:
             is_right = False
         if not is_right:
             raise Refusal(400, "InvalidDigest", "The Content-MD5 you specified is not a base64 MD5.")
-    crc = call.own("checksum-crc64ecma")
+    crc = promised_crc64(call) if is_crc64_checked else None
     if crc is not None and not (crc.isascii() and crc.isdigit() and int(crc) < 1 << 64):
         raise Refusal(400, "InvalidDigest", "The CRC-64 you specified is no number below 2^64.")
 

@@ -17,22 +17,41 @@ What happens (exactly one, or `delay_s` alone or beside one):
                   the head is in), or {"after_body_bytes": k}: a TCP reset
     stall         true: reads everything, answers nothing, until the client goes away
     truncate      k: the connection ends after k bytes of the reply's body
-    corrupt       "stored" (one bit of the bytes on disk), or "etag" (a wrong ETag in the reply, the right bytes)
+    corrupt       "wire", "stored", "object", "reply", "etag" or "crc64": what is wrong where, see below
     error_in_200  true: nothing is done, status 200, and the body is an <Error> with `code` and `message`
     hang_up_after k: the connection ends, unannounced, after the reply to its k-th request (or a later one)
     delay_s       seconds, with `delay_at`: "before_reply" (after the work; where absent) or "before_reading"
 
+What is corrupted, and who could notice. A rule meets only operations that have such a thing, all of them where it names
+none. One bit is wrong, anywhere in the bytes or digits meant: drawn from `seed` for each matching request.
+
+    wire      UploadPart, PutObject: a bit of the body flips before anything is computed of it. Content-MD5, CRC-64
+              and a v4 SHA-256 that came with the request refuse it: 400, and nothing is stored. Without them it is
+              stored, and ETag and CRC-64 in the reply are those of the wrong bytes. (Of a chunked body, whose length
+              is not known beforehand, the first byte is hit.)
+    stored    UploadPart, PutObject: a bit on disk flips after all checks. The reply is right, ListParts and HEAD
+              are, Complete is; only who reads the bytes back finds it.
+    object    Complete: after all checks, a bit of the bytes put together flips, and the service tells what it has:
+              ETag and CRC-64 of the wrong object, in the reply and to every HEAD and GET from then on.
+    reply     GetObject: a bit of the object's bytes flips on its way back, of those asked for where a Range asks; the
+              object is right, and so are the headers.
+    etag      a wrong ETag in the reply, all its digits, the first where it lists several; what is stored is right:
+              UploadPart, PutObject, Complete, GetObject, HeadObject, ListParts, ListObjects
+    crc64     a wrong CRC-64 in the reply where it has one; what is stored is right:
+              UploadPart, PutObject, Complete, GetObject, HeadObject
+
 Every rule counts every request that it matches; of the rules that are due, the first in the list acts.
 
     [{"operation": "UploadPart", "nth": 3, "status": 503, "code": "SlowDown", "headers": {"Retry-After": "1"}},
-     {"operation": "Complete", "times": 1, "reset": "after_work"}]
+     {"operation": "Complete", "times": 1, "reset": "after_work"},
+     {"part_number": 7, "times": 1, "corrupt": "stored"}]
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from obs_engine.errors import InvalidArgumentError
@@ -45,6 +64,13 @@ OPERATIONS = frozenset(
 
 _ACTIONS = ("status", "reset", "stall", "truncate", "corrupt", "error_in_200", "hang_up_after")
 _RESETS = ("before_reply", "after_work", "at_once")
+_BODIES = ("UploadPart", "PutObject")
+_ANSWERS = (*_BODIES, "Complete", "GetObject", "HeadObject")
+_CORRUPTIONS = {
+    "wire": _BODIES, "stored": _BODIES, "object": ("Complete",), "reply": ("GetObject",),
+    "etag": (*_ANSWERS, "ListParts", "ListObjects"), "crc64": _ANSWERS,
+}  # fmt: skip
+"""What can be corrupted, and the operations that have it."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +88,16 @@ class Fault:
     is_stalled: bool = False
     truncate: int | None = None
     corrupt: str | None = None
+    place: float = 0.0
     is_error_in_200: bool = False
     hang_up_after: int | None = None
     delay_s: float = 0.0
     delay_at: str = "before_reply"
+
+    def bit(self, size_bytes: int) -> tuple[int, int]:
+        """The one bit of so many bytes, 1 or more, that is to be wrong: its byte, and a mask for that."""
+        byte, bit = divmod(int(self.place * size_bytes * 8), 8)
+        return byte, 1 << bit
 
 
 @dataclass
@@ -82,6 +114,7 @@ class _Rule:
     fault: Fault
     seen: int = 0
     fired: int = field(default=0)
+    place: float = 0.0
 
     def is_due(self, operation: str, bucket: str | None, key: str | None, part_number: int | None) -> bool:
         """Counts a request that it matches, and says whether it is one of those meant."""
@@ -95,6 +128,8 @@ class _Rule:
         self.seen += 1
         # Why drawn first: the draws then depend on the matching requests alone, not on the other conditions.
         is_drawn = self.probability is None or self.draws.random() < self.probability
+        if self.fault.corrupt is not None:
+            self.place = self.draws.random()
         return (
             is_drawn
             and (self.nth is None or self.seen in self.nth)
@@ -127,7 +162,7 @@ class Faults:
         if chosen is None:
             return None
         chosen.fired += 1
-        return chosen.fault
+        return chosen.fault if chosen.fault.corrupt is None else replace(chosen.fault, place=chosen.place)
 
 
 class _Reader:
@@ -207,14 +242,10 @@ def _read_rule(number: int, rule: object) -> _Rule:
     actions = [name for name in _ACTIONS if reader.has(name)]
     if len(actions) > 1 or (not actions and not reader.has("delay_s")):
         raise reader.fail("action", f"one of {', '.join(_ACTIONS)}, or delay_s", ", ".join(actions) or None)
-    value = reader.take("operation")
-    names = value if isinstance(value, list) and value else [value]
-    for name in names if value is not None else ():
-        if name not in OPERATIONS:
-            raise reader.fail("operation", f"one of {', '.join(sorted(OPERATIONS))}, or a list of such", name)
+    corrupt = reader.text("corrupt", tuple(_CORRUPTIONS))
     seed = reader.number("seed", 0, _MANY)
     read = _Rule(
-        None if value is None else frozenset(names),
+        _read_operations(reader, OPERATIONS if corrupt is None else frozenset(_CORRUPTIONS[corrupt]), corrupt),
         reader.text("bucket"),
         reader.text("key"),
         reader.numbers("part_number", 1, 10_000),
@@ -223,10 +254,24 @@ def _read_rule(number: int, rule: object) -> _Rule:
         reader.number("times", 1, _MANY),
         reader.real("probability", 0, 1),
         random.Random(seed or 0),  # noqa: S311 (a repeatable draw is the point)
-        _read_fault(reader, actions[0] if actions else "delay"),
+        replace(_read_fault(reader, actions[0] if actions else "delay"), corrupt=corrupt),
     )
     reader.end()
     return read
+
+
+def _read_operations(reader: _Reader, among: frozenset[str], corrupt: str | None) -> frozenset[str] | None:
+    """The operations that a rule meets; None for all."""
+    value = reader.take("operation")
+    if value is None:
+        return None if corrupt is None else among
+    names = value if isinstance(value, list) and value else [value]
+    for name in names:
+        if name not in among:
+            # Why refused, where nothing could be corrupted: such a rule would fire, be logged, and do nothing.
+            suffix = "" if corrupt is None else f" (for corrupt {corrupt})"
+            raise reader.fail("operation", f"one of {', '.join(sorted(among))}, or a list of such{suffix}", name)
+    return frozenset(names)
 
 
 def _read_fault(reader: _Reader, action: str) -> Fault:
@@ -263,8 +308,6 @@ def _read_action(reader: _Reader, action: str) -> dict[str, Any]:
         fields["is_stalled" if action == "stall" else "is_error_in_200"] = True
     elif action == "truncate":
         fields["truncate"] = reader.number("truncate", 0, _MANY)
-    elif action == "corrupt":
-        fields["corrupt"] = reader.text("corrupt", ("stored", "etag"))
     elif action == "hang_up_after":
         fields["hang_up_after"] = reader.number("hang_up_after", 1, _MANY)
     return fields

@@ -40,6 +40,8 @@ class LocalObs:
         tls: paths of a PEM certificate chain and of its key; None for plain HTTP.
         region: what a v4 scope must name; None for any.
         cnames: custom domains, each with its bucket.
+        crc64: "checked", or "ignored" for a service that passes over every CRC-64 and shows none.
+        encryption: buckets that encrypt what does not say how itself, each with `AES256`, `kms` or `kms:KEY-ID`.
 
     Attributes:
         port: the port in use, the same after a restart.
@@ -64,6 +66,8 @@ class LocalObs:
         tls: tuple[str, str] | None = None,
         region: str | None = None,
         cnames: Mapping[str, str] | None = None,
+        crc64: str = "checked",
+        encryption: Mapping[str, str] | None = None,
     ) -> None:
         self.access_key = access_key
         self.secret_key = secret_key if secret_key is not None else secrets.token_hex(20)
@@ -75,6 +79,7 @@ class LocalObs:
         if tls is not None:
             self._tls = (os.path.abspath(tls[0]), os.path.abspath(tls[1]))
         self._cnames = dict(cnames or {})
+        self._crc64, self._encryption = crc64, dict(encryption or {})
         self._faults: list[Mapping[str, Any]] = list(faults)
         self._room = tempfile.mkdtemp(prefix="obs-engine-local-")
         self.data_dir = Path(data_dir).absolute() if data_dir is not None else Path(self._room, "data")
@@ -177,12 +182,14 @@ class LocalObs:
     def _start(self) -> None:
         command = [
             sys.executable, "-m", _START, "--control", "--host", self.host, "--port", str(self.port), "--data",
-            str(self.data_dir), "--access-key", self.access_key, "--log", str(self._log),
+            str(self.data_dir), "--access-key", self.access_key, "--log", str(self._log), "--crc64", self._crc64,
         ]  # fmt: skip
         for name in self._buckets:
             command += ["--bucket", name]
         for domain, bucket in self._cnames.items():
             command += ["--cname", f"{domain}={bucket}"]
+        for bucket, how in self._encryption.items():
+            command += ["--encryption", f"{bucket}={how}"]
         if self._tls:
             command += ["--tls-cert", self._tls[0], "--tls-key", self._tls[1]]
         if self._region:

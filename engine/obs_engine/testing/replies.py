@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 
 class FileSpan(NamedTuple):
-    """Bytes of one file on disk, `length` from `offset`."""
+    """Bytes of one file on disk, `length` from `offset`; `mask`: the bits of a single byte that are sent wrong."""
 
     path: str
     offset: int
     length: int
+    mask: int = 0
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from obs_engine.errors import InvalidArgumentError
 from obs_engine.testing.auth import Verifier
 from obs_engine.testing.bodies import feed
 from obs_engine.testing.connection import BUFFER_BYTES, Connection
+from obs_engine.testing.encryption import Encryption
 from obs_engine.testing.faults import Faults
 from obs_engine.testing.log import RequestLog
 from obs_engine.testing.operations import Operations
@@ -42,6 +43,8 @@ class Settings:
         region: what a v4 scope must name; None for any.
         cnames: custom domains, each with its bucket.
         log: path of the request log; None for none.
+        is_crc64_checked: False passes over every CRC-64 and shows none, like most S3-compatible services.
+        encryption: buckets that encrypt what does not say how itself, there or yet to be made.
     """
 
     data: str
@@ -55,6 +58,8 @@ class Settings:
     cnames: Mapping[str, str] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     log: str | None = None
+    is_crc64_checked: bool = True
+    encryption: Mapping[str, Encryption] = field(default_factory=dict)
 
 
 class Server:
@@ -67,7 +72,10 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._tls = _tls_context(settings.tls_cert, settings.tls_key)
         self._store = Store(settings.data, self.now)
-        self.operations = Operations(self._store, "https" if self._tls else "http")
+        self.operations = Operations(
+            self._store, "https" if self._tls else "http", is_crc64_checked=settings.is_crc64_checked,
+            defaults=settings.encryption,
+        )  # fmt: skip
         for name in settings.buckets:
             if name not in self._store.buckets:
                 self._store.create_bucket(name)

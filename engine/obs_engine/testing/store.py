@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from obs_engine import digests
 from obs_engine.errors import InvalidArgumentError
 from obs_engine.testing.replies import FileSpan
 
@@ -88,6 +89,18 @@ class StoredObject:
     crc64: int | None
     files: Sequence[tuple[str, int]]
 
+    def part(self, number: int) -> tuple[int, int] | None:
+        """The half-open range of a part's bytes, by the number it was uploaded under; None where there is none.
+
+        An object put in one request is its own part 1. Why from the files' names: they say it after a restart, too.
+        """
+        start = 0
+        for name, size in self.files:
+            if number == (1 if self.upload_id is None else _part_number(name)):
+                return start, start + size
+            start += size
+        return None
+
     def spans(self, data: str, start: int, length: int) -> Iterator[FileSpan]:
         """The files' pieces that make up `length` bytes from `start`."""
         for name, size in self.files:
@@ -144,11 +157,9 @@ class Incoming:
             self.size_bytes += written
             data = data[written:]
 
-    def flip_bit(self) -> None:
-        """Damages the middle byte, for a fault rule."""
-        if self.size_bytes:
-            middle = self.size_bytes // 2
-            os.pwrite(self._fd, bytes([os.pread(self._fd, 1, middle)[0] ^ 1]), middle)
+    def flip(self, offset: int, mask: int) -> None:
+        """Damages one of the received bytes, for a fault rule."""
+        _flip(self._fd, offset, mask)
 
     def commit(self, path: str) -> None:
         """Becomes `path`. Durable against a kill from here."""
@@ -269,6 +280,17 @@ class Store:
         if older is not None:
             os.unlink(f"{bucket.data}/{older.name}")
         return part
+
+    def spoil_part(self, bucket: Bucket, part: Part, offset: int, mask: int) -> tuple[str, int]:
+        """Damages one byte of a stored part, for a fault rule; returns MD5 and CRC-64 of what it is now."""
+        descriptor = os.open(f"{bucket.data}/{part.name}", os.O_RDWR | os.O_CLOEXEC)
+        md5, crc = hashlib.md5(usedforsecurity=False), 0
+        with open(descriptor, "rb") as file:
+            _flip(descriptor, offset, mask)
+            while piece := file.read(1 << 20):
+                md5.update(piece)
+                crc = digests.crc64(piece, crc)
+        return md5.hexdigest(), crc
 
     def complete(
         self, bucket: Bucket, upload: Upload, parts: Sequence[Part], etag: str, crc64: int | None
@@ -425,6 +447,14 @@ class Store:
 
 def _manifest(bucket: Bucket, key: str) -> str:
     return f"{bucket.root}/objects/{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+def _part_number(name: str) -> int:
+    return int(name.rpartition("/")[2].partition(".")[0])
+
+
+def _flip(descriptor: int, offset: int, mask: int) -> None:
+    os.pwrite(descriptor, bytes([os.pread(descriptor, 1, offset)[0] ^ mask]), offset)
 
 
 def _remove(path: str) -> None:
