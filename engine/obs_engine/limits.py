@@ -33,5 +33,8 @@ METADATA_MAX_BYTES = 8 * KIB
 LIST_PARTS_PAGE_MAX = 1000
 """Source: OBS API, "Listing Uploaded Parts", max-parts."""
 
+CONTENT_BLOCK_BYTES = 64 * MIB
+"""A leaf of the tree of digests that `checkSum` knows a file by. A number of ours: 10 TB make 4.5 MB of journal."""
+
 REPLY_BODY_MAX_BYTES = 8 * MIB
 """A reply to any request of ours is XML; the largest is a page of 1,000 parts (some 300 KB)."""

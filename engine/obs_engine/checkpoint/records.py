@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from obs_engine.checkpoint.fingerprint import DIGEST_BYTES, GROUPS, Fingerprint, from_version_1
+from obs_engine.limits import CONTENT_BLOCK_BYTES
 
 MAGIC = b"\x89OBSENG\n"  # Why 0x89 and a newline: a text-mode copy or a 7-bit channel damages them visibly
-VERSION = 2
+VERSION = 3
 BYTE_ORDER_MARK = 0x0102
 
 _HEADER = struct.Struct("<8sHHI")
@@ -21,7 +22,8 @@ _FRAME = struct.Struct("<IHBB")
 _NUMBERS = struct.Struct("<QqqQQQ")
 _PART = struct.Struct("<I")
 _OPENED = struct.Struct("<Iq16s")
-_NO_DIGEST = bytes(DIGEST_BYTES)
+_BLOCK = struct.Struct("<I16s")
+_RESERVED = bytes(DIGEST_BYTES)  # version 2 had one digest of the whole content here
 _FINGERPRINT_BYTES = DIGEST_BYTES * (1 + len(GROUPS))
 _CORE_BYTES = _NUMBERS.size + _FINGERPRINT_BYTES + 2 * DIGEST_BYTES
 
@@ -42,7 +44,6 @@ class Binding:
         size_bytes, mtime_ns, ctime_ns, inode, device: identity of the file.
         part_size_bytes: the plan; part n covers bytes from (n-1) * part_size_bytes.
         options: fingerprint of the options that change the object; never the options themselves.
-        content_digest: 16 bytes over the file's content with `checkSum`, else empty.
     """
 
     bucket: str
@@ -56,7 +57,6 @@ class Binding:
     device: int
     part_size_bytes: int
     options: Fingerprint
-    content_digest: bytes = b""
 
     @property
     def target(self) -> tuple[str, str, str]:
@@ -65,6 +65,10 @@ class Binding:
     @property
     def part_count(self) -> int:
         return max(1, -(-self.size_bytes // self.part_size_bytes))
+
+    @property
+    def block_count(self) -> int:
+        return -(-self.size_bytes // CONTENT_BLOCK_BYTES)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,17 @@ class PartStored:
 
 
 @dataclass(frozen=True)
+class BlockHashed:
+    """The xxh3-128 (16 bytes) of one block of the file, with `checkSum`; recorded before any part that lies in it.
+
+    Block n, from 0, covers `CONTENT_BLOCK_BYTES` from n times as many.
+    """
+
+    block: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
 class Completed:
     """The service has assembled the object. What remains is to remove the journal."""
 
@@ -108,12 +123,12 @@ class Opened:
     host: str
 
 
-Record = Binding | Initiated | PartStored | Completed | Opened
+Record = Binding | Initiated | PartStored | Completed | Opened | BlockHashed
 
-_BINDING, _INITIATED, _PART_STORED, _COMPLETED, _OPENED_BY = 1, 2, 3, 4, 5
+_BINDING, _INITIATED, _PART_STORED, _COMPLETED, _OPENED_BY, _BLOCK_HASHED = 1, 2, 3, 4, 5, 6
 
 
-_TYPE_AND_ZERO = re.compile(rb"[\x01-\x05]\x00")
+_TYPE_AND_ZERO = re.compile(rb"[\x01-\x06]\x00")
 
 
 class UnreadableRecord(Exception):
@@ -148,7 +163,7 @@ def decode(data: bytes, offset: int, version: int = VERSION) -> tuple[Record, in
     """The record at `offset`, and the offset behind it.
 
     Args:
-        version: 1 or 2, from the header.
+        version: 1 to 3, from the header.
 
     Raises:
         UnreadableRecord: it is cut, or its checksum or content is wrong.
@@ -209,6 +224,8 @@ def _pack(record: Record) -> tuple[int, bytes]:
         case Opened():
             host = _text(record.host.encode("utf-8", "replace")[:HOST_MAX_BYTES].decode("utf-8", "ignore"))
             return _OPENED_BY, _OPENED.pack(record.pid, record.since_s, record.target) + host
+        case BlockHashed():
+            return _BLOCK_HASHED, _BLOCK.pack(record.block, record.digest)
         case Binding():
             texts = b"".join(map(_text, (record.bucket, record.key, record.endpoint, record.path)))
             return _BINDING, _packed_core(record) + texts
@@ -229,6 +246,8 @@ def _unpack(kind: int, data: bytes, version: int) -> Record:
         pid, since_s, target = _OPENED.unpack_from(data)
         (host,) = _texts(data, _OPENED.size, 1)
         return Opened(pid, since_s, target, host)
+    if kind == _BLOCK_HASHED:
+        return BlockHashed(*_BLOCK.unpack(data))
     if kind == _BINDING:
         head = _CORE_BYTES - DIGEST_BYTES
         if version == 1:  # one digest of the options, where there is a fingerprint now
@@ -244,20 +263,17 @@ def _packed_core(binding: Binding) -> bytes:
     )
     options = b"".join((binding.options.salt, *binding.options.digests))
     assert len(options) == _FINGERPRINT_BYTES
-    assert len(binding.content_digest) in (0, DIGEST_BYTES)
-    return numbers + options + (binding.content_digest or _NO_DIGEST)
+    return numbers + options + _RESERVED
 
 
-def _unpacked_core(core: bytes, version: int = VERSION) -> tuple[int, int, int, int, int, int, Fingerprint, bytes]:
+def _unpacked_core(core: bytes, version: int = VERSION) -> tuple[int, int, int, int, int, int, Fingerprint]:
     size, mtime, ctime, inode, device, part_size = _NUMBERS.unpack_from(core)
     if part_size < 1:
         raise ValueError("a part size below 1")
     digests = [core[at : at + DIGEST_BYTES] for at in range(_NUMBERS.size, len(core), DIGEST_BYTES)]
-    if version == 1:
-        options, content = from_version_1(digests[0]), digests[1]
-    else:
-        options, content = Fingerprint(digests[0], tuple(digests[1 : 1 + len(GROUPS)])), digests[1 + len(GROUPS)]
-    return size, mtime, ctime, inode, device, part_size, options, b"" if content == _NO_DIGEST else content
+    salt, groups = digests[0], tuple(digests[1 : 1 + len(GROUPS)])
+    options = from_version_1(salt) if version == 1 else Fingerprint(salt, groups)
+    return size, mtime, ctime, inode, device, part_size, options
 
 
 def _text(text: str) -> bytes:

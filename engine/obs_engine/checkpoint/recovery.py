@@ -23,7 +23,7 @@ from obs_engine.checkpoint.records import (
 )
 from obs_engine.errors import JournalDamagedError, JournalVersionError
 
-VERSIONS = (VERSION, VERSION - 1)
+VERSIONS = tuple(range(VERSION, 0, -1))
 _SECTOR_BYTES = 512
 _UNSYNCED_MAX_BYTES = 4096
 """More than all that is written before the first sync: header, opened, binding, initiated."""
@@ -79,7 +79,7 @@ def recover(data: bytes, path: str) -> Recovered:
         version = next((v for v in VERSIONS if _is_sound(data, HEADER_BYTES, v)), VERSION)
     if version not in VERSIONS:
         raise JournalVersionError(
-            f"checkpoint file {path!r}: expected version {VERSIONS[-1]} or {VERSION}, found {version}; continue this "
+            f"checkpoint file {path!r}: expected version {min(VERSIONS)} to {VERSION}, found {version}; continue this "
             "upload with the release that began it, or name another checkpointFile"
         )
     records, sound_bytes, bad = _scan(data, version)
