@@ -24,6 +24,7 @@ class ObsEngineError(Exception):
         errorCode, errorMessage, requestId, hostId, resource: the service's own words.
         part_number: the part, from 1.
         checkpoint_file: path of the journal that still holds the progress.
+        expected_bytes, found_bytes: of a file that was cut, its length then and now.
         is_retryable: True where calling again without a change may succeed.
     """
 
@@ -39,6 +40,8 @@ class ObsEngineError(Exception):
         self.resource: str | None = fields.pop("resource", None)
         self.part_number: int | None = fields.pop("part_number", None)
         self.checkpoint_file: str | None = fields.pop("checkpoint_file", None)
+        self.expected_bytes: int | None = fields.pop("expected_bytes", None)
+        self.found_bytes: int | None = fields.pop("found_bytes", None)
         self.is_retryable = bool(fields.pop("is_retryable", type(self).is_retryable))
         assert not fields, f"unknown error fields {sorted(fields)}"
 
@@ -107,6 +110,10 @@ class SourceUnreadableError(SourceError, PermissionError):
 
 class SourceChangedError(SourceError):
     """The file is not the one that the upload began with."""
+
+
+class SourceTruncatedError(SourceChangedError):
+    """The file has become shorter than it was when the upload began; see `expected_bytes` and `found_bytes`."""
 
 
 # --- the wire and the service -----------------------------------------------------------------------------------

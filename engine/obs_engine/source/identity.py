@@ -6,7 +6,14 @@ import os
 import stat
 from dataclasses import dataclass
 
-from obs_engine.errors import InvalidArgumentError, SourceError, SourceNotFoundError, SourceUnreadableError
+from obs_engine.errors import (
+    InvalidArgumentError,
+    SourceChangedError,
+    SourceError,
+    SourceNotFoundError,
+    SourceTruncatedError,
+    SourceUnreadableError,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,40 @@ def identify(path: str) -> FileIdentity:
     if not stat.S_ISREG(found.st_mode):
         raise InvalidArgumentError("uploadFile", "a regular file", f"{path} ({_kind(found.st_mode)})", "name a file")
     return FileIdentity(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+
+
+def recheck(path: str, before: FileIdentity) -> FileIdentity:
+    """Looks at a file again while it is uploaded: is it still the one that was identified `before`?
+
+    Raises:
+        SourceTruncatedError: it has become shorter.
+        SourceChangedError: its size or modification time is another, or there is no such file any more.
+    """
+    try:
+        now = identify(path)
+    except (SourceError, InvalidArgumentError) as error:
+        raise SourceChangedError(
+            f"uploadFile {path!r}: expected the file that the upload began with, found it gone or replaced meanwhile; "
+            "nothing was completed: restore it, then call again"
+        ) from error
+    if now.size_bytes < before.size_bytes:
+        raise truncated(f"uploadFile {path!r}", before.size_bytes, now.size_bytes)
+    if not now.is_same_content(before):
+        raise SourceChangedError(
+            f"uploadFile {path!r}: expected the file that the upload began with (size and modification time), "
+            "found it changed meanwhile; nothing was completed: call again to upload what it is now"
+        )
+    return now
+
+
+def truncated(what: str, expected_bytes: int, found_bytes: int) -> SourceTruncatedError:
+    """The error for a file that should go on, and ends."""
+    return SourceTruncatedError(
+        f"{what}: expected at least {expected_bytes} bytes, found {found_bytes}: the file was cut while it was "
+        "uploaded, and nothing was completed; restore it, or call again to upload what it is now",
+        expected_bytes=expected_bytes,
+        found_bytes=found_bytes,
+    )
 
 
 def _kind(mode: int) -> str:

@@ -1,7 +1,8 @@
-"""A window onto a file: the pages of one part, mapped, and given up when the part is sent.
+"""A window onto a file: the bytes of one part, to be read in slices from front to back. Runs in a worker.
 
-Why a window and not the whole file: every page of a mapping that was touched counts as this process's memory, so a
-2 GB file mapped whole looks like 2 GB. Runs in a worker.
+Mapped, no byte is copied on its way to the connection. Why a window and not the whole file: every page of a mapping
+that was touched counts as this process's memory, so a 2 GB file mapped whole looks like 2 GB. Where mapping is unwise,
+slices are read into a buffer.
 """
 
 from __future__ import annotations
@@ -9,35 +10,56 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from typing import Protocol
 
-from obs_engine.errors import SourceChangedError
+from obs_engine.errors import SourceError
+from obs_engine.source.identity import truncated
 
 _STEP_BYTES = 2 << 20
 _MADV_POPULATE_READ = 22  # of Linux 5.14; Python does not name it
 
 
-class Window:
-    """`length` bytes of a file from `offset`, to be read in slices from front to back.
+class Window(Protocol):
+    """`length` bytes of a file. A slice shows exactly the file's bytes, and holds until the next one or `close`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, piece: slice, /) -> memoryview:
+        """The bytes from `piece.start` to `piece.stop`.
+
+        Raises:
+            SourceTruncatedError: the file has become shorter than that.
+            SourceError: its disk fails.
+        """
+
+    def close(self) -> None: ...
+
+
+def open_window(descriptor: int, offset: int, length: int, reader: str) -> Window:
+    """A window onto `length` bytes from `offset`, which needs no alignment.
+
+    Args:
+        reader: "mmap" or "pread".
+
+    Raises:
+        SourceTruncatedError: the file ends before.
+    """
+    size = os.fstat(descriptor).st_size
+    if offset + length > size:
+        raise truncated("uploadFile", offset + length, size)
+    return (ReadWindow if reader == "pread" else MappedWindow)(descriptor, offset, length)
+
+
+class MappedWindow:
+    """A window that is mapped.
 
     Pages are mapped some ahead of a slice, in one call instead of a fault for each, and given up well behind it (they
     stay in the system's cache), so that a part of 5 GB costs this process no more than one of 9 MB. Going back is
     allowed: they are mapped again.
-
-    Invariant: slices show exactly the file's bytes; the mapping lives until `close`.
     """
 
     def __init__(self, descriptor: int, offset: int, length: int) -> None:
-        """Maps the bytes; offset needs no alignment.
-
-        Raises:
-            SourceChangedError: the file ends before `offset + length`.
-        """
-        size = os.fstat(descriptor).st_size
-        if offset + length > size:
-            raise SourceChangedError(
-                f"uploadFile: expected at least {offset + length} bytes, found {size}; the file was cut while it "
-                "was uploaded: restore it, or call again to upload what it is now"
-            )
+        self._descriptor = descriptor
         self._offset = offset - offset % mmap.ALLOCATIONGRANULARITY
         self._length = length
         self._slack = offset % mmap.ALLOCATIONGRANULARITY
@@ -56,11 +78,6 @@ class Window:
         return self._length
 
     def __getitem__(self, piece: slice) -> memoryview:
-        """The bytes from `piece.start` to `piece.stop`.
-
-        Raises:
-            SourceChangedError: the file has become shorter than that, or its disk fails.
-        """
         if self._map is not None:
             self._move(self._map, self._slack + piece.start, self._slack + piece.stop)
         return self._view[piece]
@@ -78,12 +95,15 @@ class Window:
                 mapping.madvise(_MADV_POPULATE_READ, self._last, length)
             except OSError as error:
                 if error.errno == errno.EFAULT:  # touching these pages would be SIGBUS
-                    raise SourceChangedError(
-                        f"uploadFile: expected readable bytes from offset {self._offset + self._last}, found the "
-                        "file cut or its disk failing; check the file, then call again"
-                    ) from None
+                    raise self._unreadable() from None
                 # An older kernel: the pages come one fault at a time.
             self._last += length
+
+    def _unreadable(self) -> SourceError:
+        size, end = os.fstat(self._descriptor).st_size, self._offset + self._slack + self._length
+        if size < end:
+            return truncated("uploadFile", end, size)
+        return _failed(self._offset + self._last, "its disk failing")
 
     def close(self) -> None:
         """Gives the mapping up; slices must not be used any more."""
@@ -91,3 +111,40 @@ class Window:
         if self._map is not None:
             self._map.close()
             self._map = None
+
+
+class ReadWindow:
+    """A window that is read, into one buffer as large as the largest slice."""
+
+    def __init__(self, descriptor: int, offset: int, length: int) -> None:
+        self._descriptor = descriptor
+        self._offset = offset
+        self._length = length
+        self._buffer = memoryview(bytearray())
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, piece: slice) -> memoryview:
+        start, stop = piece.start, min(piece.stop, self._length)
+        if stop - start > len(self._buffer):
+            self._buffer = memoryview(bytearray(stop - start))
+        found, done = self._buffer[: max(0, stop - start)], 0
+        while done < len(found):
+            try:
+                count = os.preadv(self._descriptor, [found[done:]], self._offset + start + done)
+            except OSError as error:
+                raise _failed(self._offset + start + done, error.strerror or str(error)) from None
+            if not count:
+                raise truncated("uploadFile", self._offset + stop, self._offset + start + done)
+            done += count
+        return found
+
+    def close(self) -> None:
+        self._buffer = memoryview(b"")
+
+
+def _failed(offset: int, found: str) -> SourceError:
+    return SourceError(
+        f"uploadFile: expected readable bytes from offset {offset}, found {found}; check the disk, then call again"
+    )
