@@ -1,10 +1,11 @@
 """What does one client do with one file? A client, alone in a process of its own, as its user would call it.
 
-    python bench/clients.py NAME URL FILE [FILE ...]
+    python bench/clients.py NAME URL AUTHORITY FILE [FILE ...]
 
-Uploads each file in turn with one client object, and says of each call, as a line of JSON, when it was made and when
-it came back. Before each call but the first the sink is reset. Only the named client is imported. Started by
-`first_light`, which does the measuring; nothing is measured in here.
+Uploads each file in turn with one client object, under the file's name, and says of each call, as a line of JSON, when
+it was made, when it came back, and what the client's own report says was proven. AUTHORITY is the path of the
+certificate to trust, or "" without TLS. Before each call but the first the sink is reset, which needs a URL without
+TLS. Only the named client is imported. Started by `uploads`, which does the measuring; nothing is measured in here.
 """
 
 from __future__ import annotations
@@ -13,19 +14,52 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 PART_BYTES = 9 << 20
 TASK_NUM = 8
 RAW_SEND_BYTES = 1 << 20
-BUCKET, KEY = "bench", "key"
+BUCKET = "bench"
+RUNGS = "none", "etag", "crc64"
+"""Of `EngineOptions.verify`: those that are measured."""
 
-Upload = Callable[[str], None]
+Upload = Callable[[str], dict[str, Any]]
 Close = Callable[[], None]
 
 
 class UploadFailed(Exception):
     """The client said so itself."""
+
+
+class Client(NamedTuple):
+    """One way to upload.
+
+    Attributes:
+        package: what it needs installed, "obs" (the official SDK) or "obs_engine"; None for neither.
+        constructor: arguments of `ObsClient`.
+        call: arguments of `uploadFile`.
+        engine: arguments of `EngineOptions`; None for none.
+    """
+
+    meaning: str
+    package: str | None
+    constructor: dict[str, Any]
+    call: dict[str, Any]
+    engine: dict[str, Any] | None = None
+
+    @property
+    def verify(self) -> str | None:
+        """The rung that it stands on: `EngineOptions.verify`, its default where none is named."""
+        return (self.engine or {}).get("verify", "etag") if self.package == "obs_engine" else None
+
+    @property
+    def is_crc64(self) -> bool:
+        """Does it send the CRC-64 of each part?"""
+        return self.verify == "crc64" or bool(self.call.get("isAttachCrc64"))
+
+    @property
+    def is_checksum(self) -> bool:
+        return bool(self.call.get("checkSum"))
 
 
 def raw(url: str) -> tuple[Upload, Close]:
@@ -37,10 +71,10 @@ def raw(url: str) -> tuple[Upload, Close]:
     host, _, port = url.removeprefix("http://").partition(":")
     channel = socket.create_connection((host, int(port)))
 
-    def upload(path: str) -> None:
+    def upload(path: str) -> dict[str, Any]:
         descriptor = os.open(path, os.O_RDONLY)
         size = os.fstat(descriptor).st_size
-        target = f"/{BUCKET}/{KEY}?partNumber=1&uploadId=raw"
+        target = f"/{BUCKET}/{_key(path)}?partNumber=1&uploadId=raw"
         channel.sendall(f"PUT {target} HTTP/1.1\r\nHost: sink\r\nContent-Length: {size}\r\n\r\n".encode())
         with mmap.mmap(descriptor, size, prot=mmap.PROT_READ) as mapping, memoryview(mapping) as view:
             for offset in range(0, size, RAW_SEND_BYTES):
@@ -50,66 +84,83 @@ def raw(url: str) -> tuple[Upload, Close]:
         reply = channel.recv(4096)
         if not reply.startswith(b"HTTP/1.1 200"):
             raise UploadFailed(reply.decode(errors="replace"))
+        return {}
 
     return upload, channel.close
 
 
-def _sdk(url: str, client_options: dict[str, Any], upload_options: dict[str, Any]) -> tuple[Upload, Close]:
-    from obs import ObsClient  # type: ignore[import-untyped]
+def uploader(client: Client, url: str, authority: str) -> tuple[Upload, Close]:
+    """A client object of the official SDK or of this engine: they are called alike."""
+    if client.package is None:
+        return raw(url)
+    import importlib
 
-    client = ObsClient(access_key_id="ak", secret_access_key="sk", server=url, path_style=True, **client_options)
+    library = importlib.import_module(client.package)
+    options = dict(client.constructor)
+    if client.package == "obs_engine" and authority:
+        options["ssl_verify"] = authority  # Why not for the SDK: as it comes, it checks no certificate
+    if client.engine is not None:
+        options["engine"] = library.EngineOptions(**client.engine)
+    made = library.ObsClient(access_key_id="ak", secret_access_key="sk", server=url, path_style=True, **options)
 
-    def upload(path: str) -> None:
-        result = client.uploadFile(BUCKET, KEY, path, PART_BYTES, TASK_NUM, **upload_options)
+    def upload(path: str) -> dict[str, Any]:
+        result = made.uploadFile(BUCKET, _key(path), path, PART_BYTES, TASK_NUM, **client.call)
         if result.status >= 300:
             raise UploadFailed(f"{result.status} {result.errorCode} {result.errorMessage}")
+        report = getattr(result, "report", None)
+        return {name: getattr(report, name, None) for name in ("verify", "crc64", "xxh3", "parts_sent")}
 
-    return upload, client.close
-
-
-def _ours(url: str, upload_options: dict[str, Any]) -> tuple[Upload, Close]:
-    from obs_engine import ObsClient
-
-    client = ObsClient(access_key_id="ak", secret_access_key="sk", server=url, path_style=True)
-
-    def upload(path: str) -> None:
-        result = client.uploadFile(BUCKET, KEY, path, PART_BYTES, TASK_NUM, **upload_options)
-        if result.status >= 300:
-            raise UploadFailed(f"{result.status} {result.errorCode} {result.errorMessage}")
-
-    return upload, client.close
+    return upload, made.close
 
 
-CLIENTS: dict[str, Callable[[str], tuple[Upload, Close]]] = {
-    "raw": raw,
-    "sdk": lambda url: _sdk(url, {}, {}),
-    "sdk_tuned": lambda url: _sdk(url, {"long_conn_mode": True, "chunk_size": 1 << 20}, {}),
-    "sdk_checkpoint": lambda url: _sdk(url, {}, {"enableCheckpoint": True}),
-    "ours": lambda url: _ours(url, {}),
-    "ours_checkpoint": lambda url: _ours(url, {"enableCheckpoint": True}),
-}
-NEEDS = {name: "obs" if name.startswith("sdk") else "obs_engine" for name in CLIENTS if name != "raw"}
-MEANINGS = {
-    "raw": "raw send(), 1 connection (the ceiling)",
-    "sdk": "official SDK",
-    "sdk_tuned": "official SDK, long_conn_mode, chunk_size 1 MiB",
-    "sdk_checkpoint": "official SDK, enableCheckpoint",
-    "ours": "obs-engine",
-    "ours_checkpoint": "obs-engine, enableCheckpoint",
+def _key(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _ours() -> dict[str, Client]:
+    """Each rung of verification, with and without checkSum, with and without a checkpoint."""
+    found = {}
+    for rung in RUNGS:
+        for is_checkpoint in (False, True):
+            for is_checksum in (False, True):
+                names = ["ours", rung] + ["checkpoint"] * is_checkpoint + ["checksum"] * is_checksum
+                call = {"enableCheckpoint": True} if is_checkpoint else {}
+                call |= {"checkSum": True} if is_checksum else {}
+                meaning = ", ".join([f'obs-engine, verify="{rung}"', *call])
+                found["_".join(names)] = Client(meaning, "obs_engine", {}, call, {"verify": rung})
+    return found
+
+
+CLIENTS: dict[str, Client] = {
+    "raw": Client("raw send(), 1 connection (the ceiling)", None, {}, {}),
+    "sdk": Client("official SDK", "obs", {}, {}),
+    "sdk_tuned": Client(
+        "official SDK, long_conn_mode, chunk_size 1 MiB", "obs", {"long_conn_mode": True, "chunk_size": 1 << 20}, {}
+    ),
+    "sdk_checkpoint": Client("official SDK, enableCheckpoint", "obs", {}, {"enableCheckpoint": True}),
+    "sdk_checksum": Client("official SDK, checkSum", "obs", {}, {"checkSum": True}),
+    "sdk_crc64": Client("official SDK, isAttachCrc64", "obs", {}, {"isAttachCrc64": True}),
+    "ours": Client('obs-engine, verify="none"', "obs_engine", {}, {}, {"verify": "none"}),
+    "ours_default": Client('obs-engine, as it comes (verify="etag")', "obs_engine", {}, {}),
+    "ours_checkpoint": Client(
+        'obs-engine, verify="none", enableCheckpoint', "obs_engine", {}, {"enableCheckpoint": True}, {"verify": "none"}
+    ),
+    **_ours(),
 }
 
 
 def main() -> None:
-    name, url, *paths = sys.argv[1:]
-    upload, close = CLIENTS[name](url)
+    name, url, authority, *paths = sys.argv[1:]
+    upload, close = uploader(CLIENTS[name], url, authority)
     for number, path in enumerate(paths):
         if number:
             from urllib.request import Request, urlopen
 
             urlopen(Request(f"{url}/-/reset", method="POST")).close()
         called_ns = time.monotonic_ns()
-        upload(path)
-        print(json.dumps({"called_ns": called_ns, "returned_ns": time.monotonic_ns()}), flush=True)
+        report = upload(path)
+        returned_ns = time.monotonic_ns()
+        print(json.dumps({"called_ns": called_ns, "returned_ns": returned_ns, **report}), flush=True)
     close()
 
 

@@ -1,4 +1,9 @@
-"""How fast are the digests? Each kernel beside `hashlib.md5`, `zlib.crc32` and `xxhash.xxh3_128`, in one run.
+"""How fast are the digests? Each kernel beside those that others offer, in one run.
+
+Beside MD5: `hashlib.md5`, and `hashlib.sha256`, which is what the official SDK's checkSum computes. Beside CRC-64:
+`zlib.crc32`, and `crcmod`, which is what the SDK's isAttachCrc64 computes with; it has a C and a Python half, and its
+name in the table says which one was installed. Before anything is timed, every kernel must be listed that this CPU can
+run by what the kernel of the system says of it, and each must give the digest that others give.
 
 Definition: GB/s is 10**9 bytes digested in a second of wall time by one thread. Streams are of equal length and lie
 apart in plain memory that was touched before; a row walks through 64 MiB, more than the second-level cache, as pieces
@@ -20,11 +25,14 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import xxhash
 
+from circumstances import cpu_name
 from obs_engine import digests
 
 try:
@@ -34,6 +42,18 @@ except ImportError:
 
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
 ROUND_BYTES = 64 << 20  # each row digests about as much in a round
+SLOW_SHARE = 64  # pure Python digests so much less
+KERNELS: dict[str, dict[str, dict[str, str]]] = {
+    "md5": {
+        "x86_64": {"avx512": "avx512f", "avx2": "avx2", "simd128": "", "portable": ""},
+        "aarch64": {"simd128": "", "portable": ""},
+    },
+    "crc64": {"x86_64": {"pclmul": "pclmulqdq", "portable": ""}, "aarch64": {"portable": ""}},
+}
+"""By digest and machine: the kernels, best first, and the flag in /proc/cpuinfo that each needs ("": none)."""
+CRC64_CHECK = 0x995DC9BBDF1939FA
+"""Of b"123456789". Source: the catalogue of CRC algorithms, CRC-64/XZ."""
+_POLYNOMIAL, _ALL_ONES = 0x142F0E1EBA9EA3693, 2**64 - 1  # as the SDK hands them to crcmod (obs/util.py, Crc64)
 
 
 @dataclass(frozen=True)
@@ -71,25 +91,80 @@ def rows(pieces: Sequence[memoryview]) -> list[Row]:
         single("xxhash.xxh3_128 (ceiling)", lambda piece: xxhash.xxh3_128(piece).digest()),
         single("zlib.crc32", zlib.crc32),
         single("hashlib.md5", lambda piece: hashlib.md5(piece, usedforsecurity=False).digest()),
+        single("hashlib.sha256 (the SDK's checkSum)", lambda piece: hashlib.sha256(piece).digest()),
     ]
+    if (crcmod_crc64 := of_crcmod()) is not None:
+        half, function = crcmod_crc64
+        found.append(single(f"crcmod, {half} (the SDK's isAttachCrc64)", function, SLOW_SHARE if half != "C" else 1))
     if _native is None:
-        return [*found, single("crc64 python", digests.crc64, share=64)]
+        return [*found, single("crc64 python", digests.crc64, SLOW_SHARE)]
     for kernel in _native.kernels():
         for streams in STREAMS:
             if streams <= len(pieces) and (streams == 1 or kernel != "portable"):
                 whole = pieces[: len(pieces) // streams * streams]
                 found.append(Row(f"md5 {kernel}", streams, len(whole), side_by_side(kernel, whole, streams)))
     for kernel in _native.crc64_kernels():
-        found.append(single(f"crc64 {kernel}", lambda piece, kernel=kernel: _native.crc64(piece, 0, kernel)))
+        found.append(single(f"crc64 {kernel}", partial(crc64_by, kernel)))
     return found
 
 
-def cpu_name() -> str:
+def crc64_by(kernel: str, piece: memoryview) -> int:
+    return _native.crc64(piece, 0, kernel)
+
+
+def of_crcmod() -> tuple[str, Callable[[memoryview], int]] | None:
+    """Which half of crcmod is installed, and its CRC-64 as the SDK asks for it; None where it is not installed."""
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as info:
-            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        import crcmod  # type: ignore[import-untyped]
+    except ImportError:
+        return None
+    try:
+        import crcmod._crcfunext  # type: ignore[import-untyped]
+    except ImportError:
+        half = "Python"
+    else:
+        half = "C"
+
+    def crc64(piece: memoryview) -> int:
+        found = crcmod.Crc(_POLYNOMIAL, initCrc=0, rev=True, xorOut=_ALL_ONES)
+        found.update(piece if half == "C" else bytes(piece))
+        return int(found.crcValue)
+
+    return half, crc64
+
+
+def faults() -> Iterator[str]:
+    """What is wrong with the kernels: one that should be listed and is not, or gives another digest."""
+    if _native is None:
+        return
+    flags = set(cpu_flags())
+    for digest, listed in (("md5", _native.kernels()), ("crc64", _native.crc64_kernels())):
+        known = KERNELS[digest].get(platform.machine())
+        expected = tuple(name for name, flag in (known or {}).items() if not flag or flag in flags)
+        if known is not None and flags and tuple(listed) != expected:
+            yield f"{digest}: expected the kernels {expected} of this CPU's flags, found {tuple(listed)}"
+    pieces = [os.urandom((1 << 16) + number) for number in range(max(STREAMS))]
+    for kernel in _native.kernels():
+        hashers = [_native.Md5() for _ in pieces]
+        _native.md5_update_many(hashers, pieces, kernel)
+        others = [hashlib.md5(piece, usedforsecurity=False).digest() for piece in pieces]
+        if [hasher.digest() for hasher in hashers] != others:
+            yield f"md5 {kernel}: expected the digests of hashlib, found others"
+    crcmod_crc64 = of_crcmod()
+    for kernel in _native.crc64_kernels():
+        if _native.crc64(b"123456789", 0, kernel) != CRC64_CHECK:
+            yield f"crc64 {kernel}: expected the catalogue's check value, found another"
+        if crcmod_crc64 and any(crcmod_crc64[1](memoryview(p)) != _native.crc64(p, 0, kernel) for p in pieces[:4]):
+            yield f"crc64 {kernel}: expected the CRCs of crcmod, found others"
+
+
+def cpu_flags() -> list[str]:
+    """What the system says that the CPU can do; nothing where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
 
 
 def commit() -> str:
@@ -106,6 +181,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.piece_kib < 1 or options.rounds < 1:
         parser.error("expected a piece of 1 KiB or more and 1 round or more")
+    if found := list(faults()):
+        sys.exit("digests.py: " + "; ".join(found))
 
     length = options.piece_kib << 10
     count = max(*STREAMS, ROUND_BYTES // length)

@@ -4,13 +4,22 @@ It speaks just enough of the protocol for any S3 or OBS client to finish a multi
 inside the kernel: `recv(MSG_TRUNC)` counts bytes without copying them, so that one process on one core keeps up with
 any client here (the raw row of `first_light` shows it). Signatures are not looked at.
 
-    python bench/sink.py [--port N]      prints its port; ends when standard input closes
+    python bench/sink.py [--port N] [--tls FOLDER]     prints its port (and that for TLS), ends with standard input
 
     GET  /-/stats    JSON: what came since the last reset, and when, by CLOCK_MONOTONIC
     POST /-/reset    forgets it
+    POST /-/etags    JSON, {key: [ETag of part 1, of part 2, ...]}: what to answer for these keys, from now on
+    POST /-/refuse   JSON, [part number, ...]: parts to answer with 403, from now on
 
-Every part gets one and the same ETag; the object's ETag is computed as the service does, from the parts that Complete
-names. A client that checks a part's ETag against its bytes will object, and has to be told not to look.
+A part of a key without such a table gets one and the same ETag: a client that checks it against its bytes will object,
+and has to be told not to look, or the sink be told the right answers before. A CRC-64 that comes with a part or with
+Complete is said to be right: the reply shows it. The object's ETag is computed as the service does, from the parts that
+Complete names. Of the parts, the lengths alone are kept, until the next Initiate of their key: ListParts tells them,
+so that an upload can be continued.
+
+With `--tls` there is a second port, whose certificate is made at the start and whose authority is written to
+FOLDER/ca.pem. Bodies are decrypted there, into one buffer that nobody looks at: the sink then uses as much of a core as
+the client does, and may be the slower one. What it uses is not the client's.
 """
 
 from __future__ import annotations
@@ -22,9 +31,13 @@ import os
 import re
 import select
 import socket
+import ssl
 import sys
 import time
-from urllib.parse import unquote
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
 
 PART_ETAG = "0123456789abcdef0123456789abcdef"
@@ -35,7 +48,12 @@ _HEAD_MAX_BYTES = 64 << 10
 _DRAIN_BYTES = 4 << 20
 _TURN_DRAINS = 4  # receives on one connection before the others have their turn
 _KEPT_BODY_MAX_BYTES = 4 << 20
+_TLS_RECEIVE_BYTES = 256 << 10
+_TLS_PIECE_BYTES = 64 << 10
+_CRC64 = "-checksum-crc64ecma"
 _PART_IN_XML = re.compile(rb"<ETag>\s*(?:&quot;|&#34;|\")?([0-9a-fA-F]{32})")
+_PAGE_PARTS = 1000
+_XML = ["Content-Type: application/xml"]
 _NAMESPACE = "http://obs.myhwclouds.com/doc/2015-06-30/"
 
 
@@ -43,11 +61,15 @@ class Stats:
     """What came since the last reset."""
 
     def __init__(self) -> None:
+        self.first_request: str | None = None
         self.first_request_ns: int | None = None
         self.first_part_body_ns: int | None = None
         self.last_reply_ns: int | None = None
         self.connections = 0
         self.requests: dict[str, int] = {}
+        self.crc64s: dict[str, int] = {}  # requests that carried one
+        self.refused = 0
+        self.tls: str | None = None
         self.body_bytes = 0
         self._cpu_s = time.process_time()
         self._began_ns = time.monotonic_ns()
@@ -59,70 +81,185 @@ class Stats:
         return json.dumps(names).encode()
 
 
+class Plain:
+    """A socket as the event loop uses it."""
+
+    _waste = memoryview(bytearray(_DRAIN_BYTES))  # never written to: its pages stay the one page of zeros
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._socket = channel
+
+    def receive(self, size: int) -> bytes:
+        """What is there, up to so many bytes; none at the end."""
+        return self._socket.recv(size)
+
+    def discard(self, size: int) -> int:
+        """Takes up to so many bytes without looking at them: how many; 0 at the end."""
+        return self._socket.recv_into(self._waste, min(size, _DRAIN_BYTES), socket.MSG_TRUNC)
+
+    def send(self, data: bytes) -> None:
+        self._socket.setblocking(True)  # replies are small: only a client that reads none could make it wait
+        self._socket.sendall(data)
+        self._socket.setblocking(False)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Tls(Plain):
+    """The same through TLS.
+
+    Invariant: between two calls nothing but a part of a record is left undecrypted, so the socket alone tells when
+    there is more. Hence both ways to receive take all that one `recv` brings, and not as little as is asked for.
+    """
+
+    _received = memoryview(bytearray(_TLS_RECEIVE_BYTES))
+    _decrypted = memoryview(bytearray(_TLS_PIECE_BYTES))
+
+    def __init__(self, channel: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(channel)
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_side=True)
+
+    @property
+    def cipher(self) -> str | None:
+        found = self._tls.cipher()
+        return f"{found[1]} {found[0]}" if found else None
+
+    def receive(self, size: int) -> bytes:
+        pieces: list[bytes] = []
+        self._take(lambda length: pieces.append(bytes(self._decrypted[:length])))
+        return b"".join(pieces)
+
+    def discard(self, size: int) -> int:
+        lengths: list[int] = []
+        self._take(lengths.append)
+        return sum(lengths)
+
+    def send(self, data: bytes) -> None:
+        self._tls.write(data)
+        super().send(self._out.read())
+
+    def _take(self, on_piece: Callable[[int], object]) -> None:
+        """Decrypts what one `recv` brings, piece by piece; the handshake passes here too.
+
+        Raises:
+            BlockingIOError: it was not enough for a byte.
+        """
+        size = self._socket.recv_into(self._received)
+        if not size:
+            return
+        self._in.write(self._received[:size])
+        is_found = False
+        try:
+            while length := cast(int, self._tls.read(_TLS_PIECE_BYTES, self._decrypted)):
+                is_found = True
+                on_piece(length)
+        except ssl.SSLWantReadError:
+            if self._out.pending:
+                super().send(self._out.read())
+            if not is_found:
+                raise BlockingIOError from None
+
+
 class Connection:
     """One client connection: reading a head, or a body that is kept (small XML) or discarded."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: Plain) -> None:
         self.channel = channel
         self.head = bytearray()
         self.operation: str | None = None
         self.method = ""
         self.path = ""
+        self.crc64: tuple[str, str] | None = None
+        self.size = 0
         self.left = 0
         self.kept: bytearray | None = None
         self.is_counted = False
         self.is_closing = False
 
+    @property
+    def target(self) -> tuple[str, str]:
+        """Bucket and key."""
+        bucket, _, key = unquote(self.path.partition("?")[0]).removeprefix("/").partition("/")
+        return bucket, key
+
+    @property
+    def part_number(self) -> int:
+        query = parse_qs(self.path.partition("?")[2])
+        return int(query.get("partNumber", ["0"])[0])
+
 
 class Sink:
-    """The event loop: one epoll, one thread, no state between requests."""
+    """The event loop: one epoll, one thread; between requests it remembers answers and lengths, and no bytes.
 
-    def __init__(self, port: int = 0) -> None:
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=1024)
-        self._listener.setblocking(False)
+    Args:
+        tls: also listen for TLS with this context.
+    """
+
+    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self._poller = select.epoll()
-        self._poller.register(self._listener.fileno(), select.EPOLLIN)
+        self._tls = tls
+        self._listeners = [self._listen(port)]
+        if tls is not None:
+            self._listeners.append(self._listen(0))
         self._connections: dict[int, Connection] = {}
-        self._waste = memoryview(bytearray(_DRAIN_BYTES))  # never written to: its pages stay the one page of zeros
         self._request_number = 0
+        self._etags: dict[str, list[str]] = {}
+        self._refused: set[int] = set()
+        self._lengths: dict[str, dict[int, int]] = {}
         self.stats = Stats()
 
     @property
     def port(self) -> int:
-        return int(self._listener.getsockname()[1])
+        return int(self._listeners[0].getsockname()[1])
+
+    @property
+    def tls_port(self) -> int:
+        """0 without TLS."""
+        return int(self._listeners[1].getsockname()[1]) if self._tls is not None else 0
+
+    def _listen(self, port: int) -> socket.socket:
+        found = socket.create_server(("127.0.0.1", port), backlog=1024)
+        found.setblocking(False)
+        self._poller.register(found.fileno(), select.EPOLLIN)
+        return found
 
     def run(self, until: int) -> None:
         """Serves until the descriptor `until` becomes readable."""
         self._poller.register(until, select.EPOLLIN | select.EPOLLHUP)
-        listener = self._listener.fileno()
+        listeners = {listener.fileno(): listener for listener in self._listeners}
         while True:
             events = self._poller.poll()
             now_ns = time.monotonic_ns()
             for descriptor, _ in events:
                 if descriptor == until:
                     return
-                if descriptor == listener:
-                    self._accept()
+                if descriptor in listeners:
+                    self._accept(listeners[descriptor])
                     continue
                 connection = self._connections[descriptor]
                 try:
                     self._on_readable(connection, now_ns)
                 except BlockingIOError:
                     continue
-                except (ConnectionError, ValueError):
+                except (ConnectionError, ssl.SSLError, ValueError):
                     connection.is_closing = True
                 if connection.is_closing:
                     del self._connections[descriptor]
                     connection.channel.close()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            channel, _ = self._listener.accept()
+            channel, _ = listener.accept()
         except BlockingIOError:
             return
         channel.setblocking(False)
         channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connections[channel.fileno()] = Connection(channel)
+        wrapped = Plain(channel)
+        if self._tls is not None and listener is self._listeners[1]:
+            wrapped = Tls(channel, self._tls)
+        self._connections[channel.fileno()] = Connection(wrapped)
         self._poller.register(channel.fileno(), select.EPOLLIN)
 
     def _on_readable(self, connection: Connection, now_ns: int) -> None:
@@ -132,7 +269,7 @@ class Sink:
             self._read_head(connection, now_ns)
 
     def _read_head(self, connection: Connection, now_ns: int) -> None:
-        data = connection.channel.recv(_HEAD_BYTES)
+        data = connection.channel.receive(_HEAD_BYTES)
         if not data:
             connection.is_closing = True
             return
@@ -158,35 +295,41 @@ class Sink:
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if "chunked" in headers.get("transfer-encoding", "").lower():
             raise ValueError("no client here sends chunks")
-        connection.left = int(headers.get("content-length", "0") or "0")
+        connection.size = connection.left = int(headers.get("content-length", "0") or "0")
         connection.operation = operation_of(connection.method, connection.path)
-        is_kept = connection.operation == "Complete"
+        connection.crc64 = next(((name, headers[name]) for name in headers if name.endswith(_CRC64)), None)
+        is_kept = connection.operation in ("Complete", "Control")
         if is_kept and connection.left > _KEPT_BODY_MAX_BYTES:
-            raise ValueError("a Complete larger than 10,000 parts need")
+            raise ValueError("a body larger than 10,000 parts need")
         connection.kept = bytearray() if is_kept else None
         if connection.operation != "Control":
             stats = self.stats
             if stats.first_request_ns is None:
-                stats.first_request_ns = now_ns
+                stats.first_request, stats.first_request_ns = connection.operation, now_ns
             stats.requests[connection.operation] = stats.requests.get(connection.operation, 0) + 1
+            if connection.crc64:
+                stats.crc64s[connection.operation] = stats.crc64s.get(connection.operation, 0) + 1
+            if isinstance(connection.channel, Tls):
+                stats.tls = connection.channel.cipher
             if not connection.is_counted:
                 connection.is_counted = True
                 stats.connections += 1
         if "100-continue" in headers.get("expect", "").lower():
-            connection.channel.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.channel.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _read_body(self, connection: Connection, now_ns: int) -> None:
         for _ in range(_TURN_DRAINS):
             if connection.kept is not None:
-                data = connection.channel.recv(min(connection.left, 1 << 16))
+                data = connection.channel.receive(min(connection.left, 1 << 16))
                 size = len(data)
             else:
                 data = b""
-                wanted = min(connection.left, _DRAIN_BYTES)
-                size = connection.channel.recv_into(self._waste, wanted, socket.MSG_TRUNC)
+                size = connection.channel.discard(connection.left)
             if not size:
                 connection.is_closing = True
                 return
+            if size > connection.left:
+                raise ValueError("no client here pipelines")
             self._take(connection, size, data, now_ns)
             if not connection.left:
                 self._answer(connection)
@@ -209,43 +352,80 @@ class Sink:
             f"Content-Length: {len(body)}", *headers, "", "",
         ]  # fmt: skip
         data = "\r\n".join(lines).encode() + (b"" if connection.method == "HEAD" else body)
-        connection.channel.setblocking(True)  # replies are small: only a client that reads none could make it wait
-        connection.channel.sendall(data)
-        connection.channel.setblocking(False)
+        connection.channel.send(data)
         if connection.operation != "Control":
             self.stats.last_reply_ns = time.monotonic_ns()
 
     def _reply(self, connection: Connection) -> tuple[str, list[str], bytes]:
         operation = connection.operation
-        xml = ["Content-Type: application/xml"]
-        bucket, _, key = unquote(connection.path.partition("?")[0]).removeprefix("/").partition("/")
+        bucket, key = connection.target
         if operation == "Control":
-            if connection.path == "/-/reset" and connection.method == "POST":
-                self.stats = Stats()
-                for other in self._connections.values():
-                    other.is_counted = False
-                return "204 No Content", [], b""
-            if connection.path == "/-/stats":
-                return "200 OK", ["Content-Type: application/json"], self.stats.as_json()
-            return "404 Not Found", [], b""
+            return self._control(connection)
         if operation == "Initiate":
+            self._lengths[key] = {}
             names = f"<Bucket>{escape(bucket)}</Bucket><Key>{escape(key)}</Key>"
-            return "200 OK", xml, _xml("InitiateMultipartUploadResult", f"{names}<UploadId>{UPLOAD_ID}</UploadId>")
+            return "200 OK", _XML, _xml("InitiateMultipartUploadResult", f"{names}<UploadId>{UPLOAD_ID}</UploadId>")
         if operation in ("UploadPart", "PutObject"):
-            return "200 OK", [f'ETag: "{PART_ETAG}"'], b""
+            return self._reply_to_part(connection)
         if operation == "Complete":
             digests = [bytes.fromhex(found.decode()) for found in _PART_IN_XML.findall(connection.kept or b"")]
             if not digests:
-                return "400 Bad Request", xml, b"<Error><Code>MalformedXML</Code></Error>"
+                return "400 Bad Request", _XML, b"<Error><Code>MalformedXML</Code></Error>"
             etag = f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(digests)}"
             names = f"<Location>/{escape(bucket)}/{escape(key)}</Location><Bucket>{escape(bucket)}</Bucket>"
             names += f"<Key>{escape(key)}</Key><ETag>&quot;{etag}&quot;</ETag>"
-            return "200 OK", xml, _xml("CompleteMultipartUploadResult", names)
+            return "200 OK", [*_XML, *_shown(connection.crc64)], _xml("CompleteMultipartUploadResult", names)
         if operation == "Abort":
+            self._lengths.pop(key, None)
             return "204 No Content", [], b""
         if operation == "Head":
             return "200 OK", ["x-obs-bucket-location: sink", "x-obs-api: 3.0"], b""
-        return "404 Not Found", xml, b"<Error><Code>NoSuchUpload</Code><Message>a sink keeps none</Message></Error>"
+        if operation == "ListParts" and key in self._lengths:
+            return "200 OK", _XML, self._parts(connection)
+        return "404 Not Found", _XML, b"<Error><Code>NoSuchUpload</Code><Message>a sink keeps none</Message></Error>"
+
+    def _control(self, connection: Connection) -> tuple[str, list[str], bytes]:
+        asked = connection.method, connection.path
+        if asked == ("GET", "/-/stats"):
+            return "200 OK", ["Content-Type: application/json"], self.stats.as_json()
+        if asked == ("POST", "/-/reset"):
+            self.stats = Stats()
+            for other in self._connections.values():
+                other.is_counted = False
+        elif asked == ("POST", "/-/etags"):
+            self._etags.update(json.loads(connection.kept or b"{}"))
+        elif asked == ("POST", "/-/refuse"):
+            self._refused = set(json.loads(connection.kept or b"[]"))
+        else:
+            return "404 Not Found", [], b""
+        return "204 No Content", [], b""
+
+    def _reply_to_part(self, connection: Connection) -> tuple[str, list[str], bytes]:
+        (_, key), number = connection.target, connection.part_number
+        if number in self._refused:
+            self.stats.refused += 1
+            return "403 Forbidden", _XML, b"<Error><Code>AccessDenied</Code><Message>as told</Message></Error>"
+        self._lengths.setdefault(key, {})[number] = connection.size
+        return "200 OK", [f'ETag: "{self._etag(key, number)}"', *_shown(connection.crc64)], b""
+
+    def _etag(self, key: str, number: int) -> str:
+        etags = self._etags.get(key, ())
+        return etags[number - 1] if 1 <= number <= len(etags) else PART_ETAG
+
+    def _parts(self, connection: Connection) -> bytes:
+        """A page of ListParts."""
+        bucket, key = connection.target
+        marker = int(parse_qs(connection.path.partition("?")[2]).get("part-number-marker", ["0"])[0])
+        left = sorted((number, size) for number, size in self._lengths[key].items() if number > marker)
+        page, is_cut = left[:_PAGE_PARTS], len(left) > _PAGE_PARTS
+        text = f"<Bucket>{escape(bucket)}</Bucket><Key>{escape(key)}</Key><UploadId>{UPLOAD_ID}</UploadId>"
+        text += f"<PartNumberMarker>{marker}</PartNumberMarker><MaxParts>{_PAGE_PARTS}</MaxParts>"
+        text += f"<NextPartNumberMarker>{page[-1][0] if page else marker}</NextPartNumberMarker>"
+        text += f"<IsTruncated>{str(is_cut).lower()}</IsTruncated>"
+        for number, size in page:
+            text += f"<Part><PartNumber>{number}</PartNumber><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+            text += f"<ETag>&quot;{self._etag(key, number)}&quot;</ETag><Size>{size}</Size></Part>"
+        return _xml("ListPartsResult", text)
 
 
 def operation_of(method: str, path: str) -> str:
@@ -258,20 +438,39 @@ def operation_of(method: str, path: str) -> str:
         return "Head"
     if method == "PUT":
         return "UploadPart" if "partnumber" in names else "PutObject"
+    if method == "GET" and "uploadid" in names:
+        return "ListParts"
     if method == "POST" and names & {"uploads", "uploadid"}:
         return "Initiate" if "uploads" in names else "Complete"
     return "Abort" if method == "DELETE" else "Other"
+
+
+def _shown(crc64: tuple[str, str] | None) -> list[str]:
+    return [] if crc64 is None else [f"{crc64[0]}: {crc64[1]}"]
 
 
 def _xml(name: str, content: str) -> bytes:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n<{name} xmlns="{_NAMESPACE}">{content}</{name}>'.encode()
 
 
+def server_context(folder: Path) -> ssl.SSLContext:
+    """A certificate for 127.0.0.1 that lives as long as the process; who signed it is written to `ca.pem`."""
+    import trustme
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    return context
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, default=0)
-    sink = Sink(parser.parse_args().port)
-    print(sink.port, flush=True)
+    parser.add_argument("--tls", type=Path, metavar="FOLDER", help="listen for TLS too; FOLDER gets ca.pem")
+    options = parser.parse_args()
+    sink = Sink(options.port, server_context(options.tls) if options.tls else None)
+    print(*filter(None, [sink.port, sink.tls_port]), flush=True)
     sink.run(sys.stdin.fileno())
     os._exit(0)
 
