@@ -21,7 +21,7 @@ from obs_engine.testing import LocalObs
 from obs_engine.wire import requests
 from obs_engine.wire.endpoint import parse_endpoint
 from obs_engine.wire.requests import Target, finish
-from obs_engine.wire.signing import Credentials
+from obs_engine.wire.signing import Credentials, Headers
 
 DEADLINE_S = 30.0
 
@@ -84,14 +84,15 @@ def fetch(server: LocalObs, request: requests.Request) -> bytes:
         return bytes(reply.read())
 
 
-def object_of(server: LocalObs, bucket: str, key: str) -> bytes:
-    """The bytes that the service holds."""
-    return fetch(server, requests.get_object(bucket, key))
+def object_of(server: LocalObs, bucket: str, key: str, headers: Headers = ()) -> bytes:
+    """The bytes that the service holds; an object under a customer's key is shown with that key's headers alone."""
+    return fetch(server, requests.get_object(bucket, key, headers))
 
 
-def is_equal(server: LocalObs, bucket: str, key: str, path: Path) -> bool:
-    """Is the object the file?"""
-    return hashlib.sha256(object_of(server, bucket, key)).digest() == hashlib.sha256(path.read_bytes()).digest()
+def is_equal(server: LocalObs, bucket: str, key: str, path: Path, headers: Headers = ()) -> bool:
+    """Is the object the file? Headers as for `object_of`."""
+    found = object_of(server, bucket, key, headers)
+    return hashlib.sha256(found).digest() == hashlib.sha256(path.read_bytes()).digest()
 
 
 def open_uploads(server: LocalObs, bucket: str, key: str) -> int:

@@ -6,6 +6,7 @@ No process, no socket and no wait: `Upload`, its journal and its file are real, 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import os
 import re
@@ -18,12 +19,13 @@ from unittest.mock import patch
 
 from xxhash import xxh3_128
 
+from obs_engine.checkpoint import records
 from obs_engine.checkpoint.fold import UploadState
 from obs_engine.checkpoint.journal import Journal, peek
 from obs_engine.errors import ObsEngineError, SourceChangedError, TransportError
 from obs_engine.options import EngineOptions
 from obs_engine.source import plan
-from obs_engine.transfer import checkpoint_file
+from obs_engine.transfer import checkpoint_file, content_tree
 from obs_engine.transfer import service as service_module
 from obs_engine.transfer.messages import (
     CredentialsWanted,
@@ -55,6 +57,7 @@ from power import Killed, MortalDisk
 
 BUCKET, KEY = "b", "k"
 PART = 64
+BLOCK = 96  # so that blocks and parts do not end together
 FAULTS = ("busy", "refused", "lost request", "lost reply", "dead worker", "killed before", "killed after")
 RESET = "request: expected a reply, found the connection reset; call again"
 SSE = "x-amz-server-side-encryption-customer-key-md5"
@@ -164,8 +167,11 @@ class Service:
         upload = self.uploads[task.upload_id]
         if secret_of(headers) != secret_of(upload.headers):
             return fault(task, 400, "InvalidArgument")
+        if task.content_md5 not in ("", base64.b64encode(hashlib.md5(data).digest()).decode()):
+            return fault(task, 400, "BadDigest")
+        assert task.content_md5 or not secret_of(headers), "neither the service nor the engine can tell what arrived"
         upload.parts[task.part_number] = data
-        return PartStoredReply(task.task, f'"{upload.etag(task.part_number)}"', "")
+        return PartStoredReply(task.task, f'"{upload.etag(task.part_number)}"')
 
     def _complete(self, task: RequestTask, query: dict[str, str]) -> Outcome:
         upload = self.uploads[query["uploadId"]]
@@ -277,6 +283,9 @@ class Session:
             os.close(self._fd)
             self._fd = -1
 
+    async def compute(self, make_task: Callable[[int], Task]) -> Outcome:
+        return await self.run(make_task)
+
     async def run(self, make_task: Callable[[int], Task]) -> Outcome:
         if self._is_dead:
             raise Killed
@@ -380,6 +389,8 @@ class World:
         self.service.asked.clear()
         with (
             patch.object(plan, "PART_SIZE_MIN_BYTES", 1),
+            patch.object(records, "CONTENT_BLOCK_BYTES", BLOCK),
+            patch.object(content_tree, "CONTENT_BLOCK_BYTES", BLOCK),
             patch.object(service_module, "BACKOFF_FIRST_S", 0.0),
             patch.object(checkpoint_file, "Journal", partial(Journal, disk=disk)),
         ):

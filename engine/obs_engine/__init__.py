@@ -18,6 +18,7 @@ from obs_engine.errors import (
     SourceChangedError,
     SourceError,
     SourceNotFoundError,
+    SourceTruncatedError,
     SourceUnreadableError,
     TransportError,
     UploadCancelledError,
@@ -37,7 +38,7 @@ from obs_engine.models import (
     UploadFileHeader,
 )
 from obs_engine.options import EngineOptions
-from obs_engine.transfer.messages import UploadReport
+from obs_engine.transfer.messages import UploadReport, VerifyResult
 
 __all__ = [
     "ClientClosedError",
@@ -65,6 +66,7 @@ __all__ = [
     "SourceChangedError",
     "SourceError",
     "SourceNotFoundError",
+    "SourceTruncatedError",
     "SourceUnreadableError",
     "SseCHeader",
     "SseKmsHeader",
@@ -73,5 +75,6 @@ __all__ = [
     "UploadCancelledError",
     "UploadFileHeader",
     "UploadReport",
+    "VerifyResult",
     "accelerate",
 ]

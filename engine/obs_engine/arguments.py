@@ -11,7 +11,8 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 from obs_engine.errors import InvalidArgumentError
 from obs_engine.limits import (
@@ -20,6 +21,8 @@ from obs_engine.limits import (
     KEY_LENGTH_MAX,
     LOCATION_MAX_BYTES,
     METADATA_MAX_BYTES,
+    PART_SIZE_DEFAULT_BYTES,
+    PART_SIZE_MAX_BYTES,
     TASK_NUM_MAX,
     TASK_NUM_MIN,
 )
@@ -27,7 +30,7 @@ from obs_engine.models import field_of
 from obs_engine.settings import Settings
 from obs_engine.source.identity import identify
 from obs_engine.source.plan import plan_parts
-from obs_engine.transfer.messages import Dialect, UploadRequest
+from obs_engine.transfer.messages import Dialect, UploadRequest, VerifyRequest
 from obs_engine.wire.content_types import content_type_of
 from obs_engine.wire.object_headers import (
     ACLS,
@@ -44,6 +47,8 @@ from obs_engine.wire.signing import Credentials, Headers, SignatureKind
 _log = logging.getLogger("obs_engine")
 
 RECORD_SUFFIX = ".upload_record"
+VERIFY_TASK_NUM_DEFAULT = 8
+Against = Literal["auto", "crc64", "etag", "content"]
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]*[a-z0-9]")
 _IP = re.compile(r"\d+\.\d+\.\d+\.\d+")
@@ -101,7 +106,7 @@ def read_arguments(
         checkpoint_file=record,
         is_default_record=not checkpoint_file,
         is_checksum=bool(is_checksum),
-        is_crc64=bool(is_crc64),
+        is_crc64=bool(is_crc64) or settings.engine.verify == "crc64",
         dialects=dialects,
         encoding_type=encoding_type,
         max_retry_count=settings.max_retry_count,
@@ -111,6 +116,32 @@ def read_arguments(
         log_level=_log.getEffectiveLevel(),
         shows_progress=callback is not None,
     )
+
+
+def read_verify_arguments(
+    settings: Settings, credentials: Credentials, *, bucket: Any, key: Any, upload_file: Any, against: Any,
+    part_size: Any, version_id: Any, task_num: Any, headers: Any, extensions: Any, callback: Any,
+) -> VerifyRequest:  # fmt: skip
+    """Checks all of them; see `ObsClient.verifyFile` for what each means.
+
+    Raises:
+        InvalidArgumentError: which argument, what was expected.
+        SourceError: there is no such file, or it cannot be used.
+    """
+    if against not in get_args(Against):
+        raise InvalidArgumentError("against", f"one of {', '.join(map(repr, get_args(Against)))}", against)
+    is_size = isinstance(part_size, int) and not isinstance(part_size, bool) and 1 <= part_size <= PART_SIZE_MAX_BYTES
+    if part_size is not None and not is_size:
+        raise InvalidArgumentError("partSize", f"None, or bytes from 1 to {PART_SIZE_MAX_BYTES}", part_size)
+    if version_id is not None and (not isinstance(version_id, str) or not version_id):
+        raise InvalidArgumentError("versionId", "None, or the id of a version", version_id)
+    upload = read_arguments(
+        replace(settings, engine=replace(settings.engine, adopt=False)), credentials, bucket=bucket, key=key,
+        upload_file=upload_file, part_size=PART_SIZE_DEFAULT_BYTES, task_num=task_num, is_checkpoint=False,
+        checkpoint_file=None, is_checksum=False, metadata=None, callback=callback, headers=headers,
+        extensions=extensions, encoding_type=None, is_crc64=False,
+    )  # fmt: skip
+    return VerifyRequest(upload, against, part_size, version_id)
 
 
 def _task_num(task_num: Any) -> int:

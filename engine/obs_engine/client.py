@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from obs_engine.arguments import read_arguments
+from obs_engine.arguments import VERIFY_TASK_NUM_DEFAULT, Against, read_arguments, read_verify_arguments
 from obs_engine.credentials import CredentialSource
 from obs_engine.errors import CredentialsError, InvalidArgumentError, ObsEngineError
 from obs_engine.limits import PART_SIZE_DEFAULT_BYTES
@@ -28,6 +28,10 @@ from obs_engine.transfer.messages import (
     NewCredentials,
     Progress,
     Uploaded,
+    UploadRequest,
+    Verified,
+    VerifyRequest,
+    VerifyResult,
 )
 from obs_engine.wire.signing import Credentials
 
@@ -190,20 +194,59 @@ class ObsClient:
             metadata=metadata, callback=progressCallback, headers=headers, extensions=extensionHeaders,
             encoding_type=encoding_type, is_crc64=isAttachCrc64,
         )  # fmt: skip
-        progress = _ProgressTeller(progressCallback)
-        with self._launcher.call(request) as call:
-            for message in call.messages():
-                if isinstance(message, Progress):
-                    progress.tell(message)
-                elif isinstance(message, Logged):
-                    _log.log(message.level, "%s", message.text)
-                elif isinstance(message, CredentialsWanted):
-                    credentials = self._say_credentials(call, credentials, is_refused=message.is_refused)
-                elif isinstance(message, Failed):
-                    raise message.error.error()
-                elif isinstance(message, Uploaded):
-                    return result_of(message.reply, message.report, request.target, request.bucket, request.key)
-        _unreachable()
+        done = self._last_word(request, credentials, progressCallback)
+        assert isinstance(done, Uploaded)
+        return result_of(done.reply, done.report, request.target, request.bucket, request.key)
+
+    def verifyFile(
+        self,
+        bucketName: str,
+        objectKey: str,
+        uploadFile: str | os.PathLike[str],
+        against: Against = "auto",
+        partSize: int | None = None,
+        versionId: str | None = None,
+        taskNum: int = VERIFY_TASK_NUM_DEFAULT,
+        headers: Any = None,
+        extensionHeaders: Any = None,
+        progressCallback: ProgressCallback | None = None,
+    ) -> VerifyResult:
+        """Is an object that is there already equal to a file? Uploads nothing and changes nothing.
+
+        What each way proves, and what it does not, stands in SEMANTICS.md.
+
+        Args:
+            bucketName, objectKey: of the object.
+            uploadFile: path of a regular file.
+            against: "crc64": the CRC-64 that the service keeps of the object; "etag": its ETag, where that is made of
+                MD5s; "content": its bytes, all of which are fetched; "auto": the first of these that the object allows.
+            partSize: bytes of the parts that the object was uploaded in, 1 to 5 GB, for its ETag. None asks the
+                service, and else tries the sizes that are usual.
+            versionId: of the object; None for the newest.
+            taskNum: ranges compared or digested at a time, 1-10000.
+            headers: an `UploadFileHeader`, of which the `sseHeader` counts: an `SseCHeader` where the object is
+                encrypted with a key of yours.
+            extensionHeaders: more headers, sent with every request: a dict, or an `ExtensionHeader`.
+            progressCallback: called in the calling thread with (bytes compared, bytes in all, seconds); all bytes are
+                told of equality only. Where several part sizes are tried, it waits until the next gets as far.
+
+        Returns:
+            A `VerifyResult`: also where they differ, which is no error.
+
+        Raises:
+            InvalidArgumentError: also where the object cannot be compared in the way that was asked for.
+            SourceError, CredentialsError, ServiceError, TransportError, EngineDiedError: they could not be compared.
+                A file that changes meanwhile is a SourceChangedError.
+        """
+        credentials = self._source.current()
+        request = read_verify_arguments(
+            self._settings, credentials, bucket=bucketName, key=objectKey, upload_file=uploadFile, against=against,
+            part_size=partSize, version_id=versionId, task_num=taskNum, headers=headers, extensions=extensionHeaders,
+            callback=progressCallback,
+        )  # fmt: skip
+        done = self._last_word(request, credentials, progressCallback)
+        assert isinstance(done, Verified)
+        return done.result
 
     def refresh(self, access_key_id: str, secret_access_key: str, security_token: str | None = None) -> None:
         """Puts other access keys in the place of those at hand; uploads that run go on with them.
@@ -252,6 +295,29 @@ class ObsClient:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("ObsClient: expected to stay in its process, found it copied or pickled; make another there")
+
+    def _last_word(
+        self, request: UploadRequest | VerifyRequest, credentials: Credentials, callback: ProgressCallback | None
+    ) -> Uploaded | Verified:
+        """Runs a call to its end, and passes on what is said meanwhile.
+
+        Raises:
+            ObsEngineError: it failed.
+        """
+        progress = _ProgressTeller(callback)
+        with self._launcher.call(request) as call:
+            for message in call.messages():
+                if isinstance(message, Progress):
+                    progress.tell(message)
+                elif isinstance(message, Logged):
+                    _log.log(message.level, "%s", message.text)
+                elif isinstance(message, CredentialsWanted):
+                    credentials = self._say_credentials(call, credentials, is_refused=message.is_refused)
+                elif isinstance(message, Failed):
+                    raise message.error.error()
+                elif isinstance(message, (Uploaded, Verified)):
+                    return message
+        _unreachable()
 
     def _say_credentials(self, call: Call, known: Credentials, *, is_refused: bool) -> Credentials:
         """Answers the coordinator's question with the keys as they are now, or, where none can be had, with the old."""

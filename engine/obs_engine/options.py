@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from obs_engine.errors import InvalidArgumentError
 from obs_engine.limits import KIB, MIB
 
 Durability = Literal["power", "crash"]
 OnSourceChange = Literal["restart", "refuse"]
+Verify = Literal["none", "length", "etag", "crc64", "readback"]
+Reader = Literal["mmap", "pread", "auto"]
+
+_WORDS = {"durability": Durability, "on_source_change": OnSourceChange, "verify": Verify, "reader": Reader}
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,14 @@ class EngineOptions:
             uses more workers than its `taskNum`.
         upload_buffer_bytes: libcurl's buffer for each connection, 16 KiB to 2 MiB; None takes 1 MiB on plain
             connections and 512 KiB on TLS, and less from 64 parts in flight on (see DESIGN.md).
+        verify: what must be proven before success is reported, each rung of the ladder more (see SEMANTICS.md): "none":
+            that the service says so; "length": and the object's length; "etag": each part's ETag is the MD5 of the
+            file's bytes, and the object's the MD5 of those; "crc64": the service checks the CRC-64 of each part and
+            of the object, as with `isAttachCrc64`; "readback": as "etag", and the object is read back and compared.
+        reader: how workers read the file: "mmap" maps it, "pread" copies it into a buffer; "auto" maps it unless its
+            filesystem makes that unwise (network, FUSE).
+        page_cache_share: a file larger than this share of the memory, 0-1, leaves the page cache as it is stored;
+            None never takes anything out of it.
         durability: "power": the journal's promises hold through a power loss; "crash": through a kill only.
         sync_interval_s: with "power", at most this long lie between a part's record and its sync, 0.01-60.
         sync_parts: and at most so many parts, 1-10000.
@@ -39,6 +51,9 @@ class EngineOptions:
 
     processes: int | None = None
     upload_buffer_bytes: int | None = None
+    verify: Verify = "etag"
+    reader: Reader = "auto"
+    page_cache_share: float | None = 0.25
     durability: Durability = "power"
     sync_interval_s: float = 1.0
     sync_parts: int = 1000
@@ -53,11 +68,12 @@ class EngineOptions:
         _within(self, "upload_buffer_bytes", int, 16 * KIB, 2 * MIB, optional=True)
         _within(self, "sync_interval_s", (int, float), 0.01, 60)
         _within(self, "connect_timeout_s", (int, float), 0.1, 3600, optional=True)
-        if self.durability not in ("power", "crash"):
-            raise InvalidArgumentError("EngineOptions.durability", "'power' or 'crash'", self.durability)
+        _within(self, "page_cache_share", (int, float), 0, 1, optional=True)
+        for name, kind in _WORDS.items():
+            if getattr(self, name) not in get_args(kind):
+                expected = ", ".join(map(repr, get_args(kind)))
+                raise InvalidArgumentError(f"EngineOptions.{name}", f"one of {expected}", getattr(self, name))
         _within(self, "sync_parts", int, 1, 10_000)
-        if self.on_source_change not in ("restart", "refuse"):
-            raise InvalidArgumentError("EngineOptions.on_source_change", "'restart' or 'refuse'", self.on_source_change)
         if not isinstance(self.adopt, (bool, str)) or self.adopt == "":
             raise InvalidArgumentError("EngineOptions.adopt", "True, False or an upload id", self.adopt)
         for name in ("negotiate", "check_bucket"):

@@ -581,6 +581,13 @@ DOCUMENTED = [
         lambda mode, d: d.what == "x-amz-date" and d.theirs == () and bool(re.fullmatch(r"\d{8}T\d{6}Z", *d.ours)),
         lambda mode: mode.is_v4,
     ),
+    Documented(
+        "parts under server-side encryption: Content-MD5, as their ETags prove nothing",
+        lambda mode, d: (
+            (d.operation, d.what, d.theirs) == ("UploadPart", "content-md5", ())
+            and (d.chosen["sse"] is not None or "server-side-encryption" in str(d.chosen["extension"]))
+        ),
+    ),
 ]  # fmt: skip
 
 

@@ -50,7 +50,9 @@ from obs_engine import (
 from obs_engine.checkpoint.journal import peek
 from obs_engine.testing import LocalObs
 from obs_engine.wire import requests
+from obs_engine.wire.object_headers import sse_c_headers
 from obs_engine.wire.replies import Reply, read_upload_id
+from obs_engine.wire.signing import Headers
 
 PART, PARTS, STORED = 102_400, 20, 8
 ALL = set(range(1, PARTS + 1))
@@ -118,12 +120,18 @@ def finished(server: LocalObs, key: str, source: Path, **named: Any) -> Done:
     assert result.status == 200, result
     sent = set(acknowledged(server, key))
     asked = [operation for operation in operations(server, key) if operation != "UploadPart"]
-    assert is_equal(server, "bench", key, source)
+    assert is_equal(server, "bench", key, source, reader_headers(named))
     assert open_uploads(server, "bench", key) == 0
     assert not Path(named.get("checkpointFile") or f"{source}.upload_record").exists()
     assert result.report.parts_sent == len(sent)
     assert result.report.parts_resumed == PARTS - len(sent)
     return Done(result.report, sent, asked)
+
+
+def reader_headers(named: dict[str, Any]) -> Headers:
+    """What shows an object that was uploaded so: the customer's key, where there is one."""
+    encryption = getattr(named.get("headers"), "sseHeader", None)
+    return () if encryption is None else sse_c_headers("v2", "AES256", encryption.key.encode())
 
 
 def operations(server: LocalObs, key: str) -> list[str]:

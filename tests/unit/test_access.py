@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from obs_engine.options import EngineOptions
 from obs_engine.source.identity import FileIdentity
 from obs_engine.transfer import access as access_module
 from obs_engine.transfer.access import Access
@@ -61,7 +62,7 @@ class Caller:
         self.asked: list[bool] = []
         request = {
             "path": "/f", "bucket": "bkt", "key": "k", "target": VIRTUAL, "credentials": OLD, "transport": None,
-            "is_crc64": False, "log_level": 30, "shows_progress": False,
+            "is_crc64": False, "engine": EngineOptions(), "log_level": 30, "shows_progress": False,
             "dialects": (Dialect("obs", (), (("a", "1"),), (("b", "2"),)),),
         }  # fmt: skip
         self.request = cast(UploadRequest, object.__new__(UploadRequest))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import NoReturn
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -27,9 +28,9 @@ def main() -> None:
     try:
         _group().main(prog_name="obs-engine", standalone_mode=False)
     except InvalidArgumentError as error:
-        _fail(str(error), EXIT_USAGE)
+        fail(str(error), EXIT_USAGE)
     except ObsEngineError as error:
-        _fail(str(error), EXIT_FAILED)
+        fail(str(error), EXIT_FAILED)
     except click.UsageError as error:
         error.show()
         sys.exit(EXIT_USAGE)
@@ -37,7 +38,7 @@ def main() -> None:
         error.show()
         sys.exit(EXIT_FAILED)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; run the same command again to continue", EXIT_INTERRUPTED)
+        fail("interrupted; run the same command again to continue", EXIT_INTERRUPTED)
 
 
 def _group() -> click.Group:  # type: ignore[name-defined]  # noqa: F821
@@ -47,18 +48,20 @@ def _group() -> click.Group:  # type: ignore[name-defined]  # noqa: F821
     from obs_engine.cli.demo import demo
     from obs_engine.cli.journal import journal
     from obs_engine.cli.serve import serve
+    from obs_engine.cli.verify import verify
 
     @click.group(context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="obs-engine")
     def group() -> None:
         """Resumable, multiprocessing uploads to Huawei OBS."""
 
-    for command in (cp, resume, journal, serve, demo):
+    for command in (cp, resume, verify, journal, serve, demo):
         group.add_command(command)
     return group
 
 
-def _fail(sentence: str, status: int) -> None:
+def fail(sentence: str, status: int) -> NoReturn:
+    """Says what went wrong, and ends."""
     print(f"obs-engine: {sentence}", file=sys.stderr)
     sys.exit(status)
 

@@ -120,6 +120,6 @@ class Access:
             OpenUpload(
                 self._session.upload, request.path, self._identity, request.bucket, request.key, self._target,
                 self._credentials, (*dialect.part, *dialect.common), request.transport, request.is_crc64,
-                request.log_level, request.shows_progress,
+                request.engine.reader, request.log_level, request.shows_progress,
             )
         )  # fmt: skip

@@ -25,11 +25,13 @@ from obs_engine.transfer.messages import (
     NewCredentials,
     ProtocolError,
     UploadRequest,
+    VerifyRequest,
     encode,
 )
 from obs_engine.transfer.negotiation import Negotiator
 from obs_engine.transfer.pool import WorkerPool
 from obs_engine.transfer.upload import Upload
+from obs_engine.transfer.verification import Verification
 from obs_engine.wire.signing import Credentials
 
 PROCESSES_MAX = 8
@@ -90,20 +92,26 @@ class Coordinator:
     async def _serve(self, call: _Call) -> None:
         try:
             request = await call.receive()
-            if isinstance(request, UploadRequest):
-                await self._upload(call, request)
+            if isinstance(request, (UploadRequest, VerifyRequest)):
+                await self._work(call, request)
         finally:
             del self._calls[call]
             call.close()
 
-    async def _upload(self, call: _Call, request: UploadRequest) -> None:
+    async def _work(self, call: _Call, request: UploadRequest | VerifyRequest) -> None:
+        asked = request.upload if isinstance(request, VerifyRequest) else request
         if self._pool is None:
-            self._pool = WorkerPool(request.engine.processes or default_processes())
+            self._pool = WorkerPool(asked.engine.processes or default_processes())
         _call.set(call)
-        call.log_level = request.log_level
-        upload = Upload(request, self._pool.session(request.task_num, call.tell), self._negotiator, call.tell)
-        work = asyncio.ensure_future(upload.run())
-        gone = asyncio.ensure_future(call.listen(upload.access.renew))
+        call.log_level = asked.log_level
+        session = self._pool.session(asked.task_num, call.tell)
+        story: Upload | Verification
+        if isinstance(request, VerifyRequest):
+            story = Verification(request, session, self._negotiator, call.tell)
+        else:
+            story = Upload(request, session, self._negotiator, call.tell)
+        work: asyncio.Future[Any] = asyncio.ensure_future(story.run())
+        gone = asyncio.ensure_future(call.listen(story.access.renew))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from obs_engine.errors import ClientClosedError, EngineDiedError
-from obs_engine.transfer.messages import Decoder, Failed, Uploaded, UploadRequest, encode
+from obs_engine.transfer.messages import Decoder, Failed, Uploaded, UploadRequest, Verified, VerifyRequest, encode
 
 # Why without collection while modules load: what they make stays for good, and is looked through again and again.
 _BOOT = (
@@ -41,8 +41,8 @@ class Launcher:
         self._coordinator: _Coordinator | None = None
         self._is_closed = False
 
-    def call(self, request: UploadRequest) -> Call:
-        """Begins an upload.
+    def call(self, request: UploadRequest | VerifyRequest) -> Call:
+        """Begins an upload, or a comparison.
 
         Raises:
             EngineDiedError: no process can be started.
@@ -78,12 +78,12 @@ class Launcher:
 
 
 class Call:
-    """An upload that runs, as its caller hears of it; to be used in a `with` block.
+    """An upload (or a comparison) that runs, as its caller hears of it; to be used in a `with` block.
 
     Leaving the block before the last message cancels the upload: what is in flight is given up, the journal synced.
     """
 
-    def __init__(self, launcher: Launcher, channel: socket.socket, request: UploadRequest) -> None:
+    def __init__(self, launcher: Launcher, channel: socket.socket, request: UploadRequest | VerifyRequest) -> None:
         self._launcher = launcher
         self._channel = channel
         self._is_done = False
@@ -95,7 +95,7 @@ class Call:
             self._channel.sendall(encode(message))
 
     def messages(self) -> Iterator[Any]:
-        """The coordinator's messages; `Uploaded` or `Failed` is the last.
+        """The coordinator's messages; `Uploaded`, `Verified` or `Failed` is the last.
 
         Raises:
             EngineDiedError: the coordinator ended without a word.
@@ -105,7 +105,7 @@ class Call:
         with contextlib.suppress(ConnectionError):
             while data := self._channel.recv(_RECEIVE_BYTES):
                 for message in decoder.feed(data):
-                    self._is_done = isinstance(message, (Uploaded, Failed))
+                    self._is_done = isinstance(message, (Uploaded, Verified, Failed))
                     yield message
         self._is_done = True
         if self._launcher.is_closed:

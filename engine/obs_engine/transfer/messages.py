@@ -5,8 +5,8 @@ or hostile peer cannot run code here; a part costs some 300 bytes and 20 microse
 travel this way.
 
 Why named tuples and not dataclasses: every process of an upload defines these classes as it starts, and a dataclass
-takes ten times as long to define (0.65 ms). Four stay dataclasses: three keep what may be a key out of their `repr`,
-and `UploadReport` is a value of the public API.
+takes ten times as long to define (0.65 ms). Five stay dataclasses: three keep what may be a key out of their `repr`,
+and `UploadReport` and `VerifyResult` are values of the public API.
 """
 
 from __future__ import annotations
@@ -152,6 +152,16 @@ class UploadRequest:
         return replace(self, target=replace(self.target, signature=dialect.signature), dialects=(dialect,))
 
     @property
+    def compares_etags(self) -> bool:
+        """Is each part's ETag to be the MD5 of its bytes? Not where the service checks a CRC-64 of them."""
+        return self.engine.verify in ("etag", "readback") and not self.is_crc64
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Was server-side encryption asked for? Then ETags need be no MD5s."""
+        return bool(self.object_options.get("encryption"))
+
+    @property
     def dialect(self) -> Dialect:
         """The one that is spoken."""
         return self.dialects[0]
@@ -165,6 +175,22 @@ class UploadRequest:
     def object_options(self) -> dict[str, Headers]:
         """The headers that make the object what it is, by group."""
         return by_effect((*self.dialect.initiate, *self.dialect.part), self.dialect.common)
+
+
+class VerifyRequest(NamedTuple):
+    """One `verifyFile`, validated.
+
+    Attributes:
+        upload: how the service is reached, and which file and object are meant, as if the one became the other.
+        against: "auto", "crc64", "etag" or "content".
+        part_size_bytes: that the object was uploaded with; None where the caller did not say.
+        version_id: None for the newest.
+    """
+
+    upload: UploadRequest
+    against: str
+    part_size_bytes: int | None
+    version_id: str | None
 
 
 class NewCredentials(NamedTuple):
@@ -209,6 +235,10 @@ class UploadReport:
         parts_sent: parts that this call stored.
         part_attempts: UploadPart requests of this call, retries included.
         seconds: of this call in the coordinator.
+        verify: the rung of verification that was climbed.
+        etag: of the object, as its parts make it, without quotes; None where their ETags are no MD5s.
+        crc64: of the file, where it was asked for; 0 to 2**64 - 1.
+        xxh3: with `checkSum`, 32 hex digits over the whole content: the xxh3-128 of the xxh3-128s of each 64 MiB.
     """
 
     upload_id: str
@@ -220,6 +250,10 @@ class UploadReport:
     parts_sent: int
     part_attempts: int
     seconds: float
+    verify: str = "none"
+    etag: str | None = None
+    crc64: int | None = None
+    xxh3: str | None = None
 
 
 class Uploaded(NamedTuple):
@@ -227,6 +261,41 @@ class Uploaded(NamedTuple):
 
     reply: Reply
     report: UploadReport
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Is an object what a file is?
+
+    Attributes:
+        is_equal: it is, as far as `against` can tell (see SEMANTICS.md).
+        against: how they were compared: "crc64", "etag" or "content"; where their sizes differ, how they would be.
+        expected: what the object would have if it were the file: CRC-64 in decimal, ETag without quotes, or bytes.
+        found: what it has.
+        size_bytes: of the file.
+        part_size_bytes: of the parts that make the ETag `expected`; None where none do.
+        tried_part_sizes: in bytes, all with which an ETag was computed; the object may be of parts of yet another size.
+        first_difference: offset of the first byte that differs, where contents were compared and do; else None.
+        compared_bytes: of the file, read to digest or compare them.
+        seconds: of this call in the coordinator.
+    """
+
+    is_equal: bool
+    against: str
+    expected: str
+    found: str
+    size_bytes: int
+    part_size_bytes: int | None
+    tried_part_sizes: tuple[int, ...]
+    first_difference: int | None
+    compared_bytes: int
+    seconds: float
+
+
+class Verified(NamedTuple):
+    """The last word of a call that compared a file with an object."""
+
+    result: VerifyResult
 
 
 class Failed(NamedTuple):
@@ -260,6 +329,7 @@ class OpenUpload:
     part_headers: Headers = field(repr=False)
     transport: TransportOptions
     is_crc64: bool
+    reader: str
     log_level: int
     shows_progress: bool
 
@@ -271,7 +341,14 @@ class CloseUpload(NamedTuple):
 
 
 class PartTask(NamedTuple):
-    """Send `length` bytes from `offset` as part `part_number` of `upload_id`; `now_s` dates the signature."""
+    """Send `length` bytes from `offset` as part `part_number` of `upload_id`.
+
+    Attributes:
+        now_s: dates the signature.
+        content_md5: for the service to check; "" for none.
+        is_md5: digest the part behind its sending.
+        is_hashed: and the blocks of content that lie in it entirely.
+    """
 
     task: int
     upload: int
@@ -280,6 +357,9 @@ class PartTask(NamedTuple):
     offset: int
     length: int
     now_s: float
+    content_md5: str = ""
+    is_md5: bool = False
+    is_hashed: bool = False
 
 
 class RequestTask(NamedTuple):
@@ -317,15 +397,45 @@ class Crc64Task(NamedTuple):
     length: int
 
 
+class CompareTask(NamedTuple):
+    """GET `length` bytes of the object from `offset` (one at least), and compare them with the file's.
+
+    Attributes:
+        now_s: dates the signature.
+        etag: that the object must have; "" for any.
+        version_id: None for the newest.
+    """
+
+    task: int
+    upload: int
+    offset: int
+    length: int
+    now_s: float
+    etag: str = ""
+    version_id: str | None = None
+
+
 # --- worker -> coordinator --------------------------------------------------------------------------------------
 
 
 class PartStoredReply(NamedTuple):
-    """The service acknowledged the part; `crc64` of its bytes, in 16 hex digits, where that was asked for."""
+    """The service acknowledged the part.
+
+    Attributes:
+        crc64: of the bytes that were sent, in 16 hex digits; "" where it was not asked for.
+        is_crc64_shown: the service computed the same.
+        is_encrypted: the service says that it encrypts: the ETag need be no MD5.
+        md5: of the file's bytes, in 32 hex digits; "" where it was not asked for.
+        blocks: (number, xxh3-128) of the blocks of content that were asked for.
+    """
 
     task: int
     etag: str
-    crc64: str
+    crc64: str = ""
+    is_crc64_shown: bool = False
+    is_encrypted: bool = False
+    md5: str = ""
+    blocks: tuple[tuple[int, str], ...] = ()
 
 
 class TaskReplied(NamedTuple):
@@ -342,6 +452,13 @@ class HashDone(NamedTuple):
     digests: tuple[str, ...]
 
 
+class Compared(NamedTuple):
+    """All bytes of a range arrived; the offset in the file of the first that differs, or None."""
+
+    task: int
+    first_difference: int | None
+
+
 class TaskFailed(NamedTuple):
     """No reply arrived, or the source failed."""
 
@@ -356,8 +473,8 @@ class InFlight(NamedTuple):
     sent_bytes: int
 
 
-Outcome = PartStoredReply | TaskReplied | HashDone | TaskFailed
-Task = PartTask | RequestTask | HashTask | Md5Task | Crc64Task
+Outcome = PartStoredReply | TaskReplied | HashDone | Compared | TaskFailed
+Task = PartTask | RequestTask | HashTask | Md5Task | Crc64Task | CompareTask
 
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
@@ -365,7 +482,7 @@ _CLASSES: dict[str, Any] = {
         TransportOptions, ErrorInfo, Dialect, UploadRequest, NewCredentials, Progress, CredentialsWanted, UploadReport,
         Uploaded, Failed, Logged, OpenUpload, CloseUpload, PartTask, RequestTask, HashTask, Md5Task, Crc64Task,
         PartStoredReply, TaskReplied, HashDone, TaskFailed, InFlight, EngineOptions, FileIdentity, Endpoint, Reply,
-        Request, Target, Credentials,
+        Request, Target, Credentials, VerifyRequest, VerifyResult, Verified, CompareTask, Compared,
     )
 }  # fmt: skip
 _FIELDS = {

@@ -90,6 +90,7 @@ class Session:
         self.limit = min(task_num, used * CONNECTIONS_PER_WORKER_MAX)
         self._shares = [self.limit // used + (slot < self.limit % used) for slot in range(used)]
         self._loads = [0] * used
+        self._computing = [0] * used
         self._opened: dict[int, _WorkerHandle] = {}
         self._open_message: OpenUpload | None = None
         self._in_flight: dict[_WorkerHandle, int] = {}  # by every worker that was opened, the bytes last heard of
@@ -121,6 +122,14 @@ class Session:
         """
         slot = max(range(len(self._loads)), key=lambda s: self._shares[s] - self._loads[s])
         assert self._loads[slot] < self._shares[slot], "more tasks than task_num"
+        return await self._run(slot, self._loads, make_task)
+
+    async def compute(self, make_task: Callable[[int], Task]) -> Outcome:
+        """As `run`, for a task without a connection: it counts for nobody's share."""
+        slot = min(range(len(self._computing)), key=self._computing.__getitem__)
+        return await self._run(slot, self._computing, make_task)
+
+    async def _run(self, slot: int, loads: list[int], make_task: Callable[[int], Task]) -> Outcome:
         worker = self._pool.worker(slot)
         if self._opened.get(slot) is not worker:
             assert self._open_message is not None
@@ -128,11 +137,11 @@ class Session:
             self._opened[slot] = worker
             self._listen(worker)
         number = self._pool.next_task()
-        self._loads[slot] += 1
+        loads[slot] += 1
         try:
             return await worker.run(number, make_task(number))
         finally:
-            self._loads[slot] -= 1
+            loads[slot] -= 1
 
     def close(self) -> None:
         """Gives up all that is in flight for the upload."""
@@ -245,11 +254,13 @@ class _WorkerHandle:
         self._channel.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)  # a worker that closed its channel has nothing left to do
+        status = 0
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+            _, status = os.waitpid(self.pid, 0)
+        how = "by a fault of a mapped page (SIGBUS)" if os.WTERMSIG(status) == signal.SIGBUS else "unexpectedly"
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(WorkerDied(f"worker process {self.pid} ended"))
+                future.set_exception(WorkerDied(f"worker process {self.pid} ended {how}"))
         self._waiting.clear()
 
 

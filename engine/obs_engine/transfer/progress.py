@@ -6,14 +6,22 @@ Invariant: the bytes told never fall, and are all bytes only when the object sta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sized
+from typing import Protocol
 
-from obs_engine.checkpoint.fold import UploadState
 from obs_engine.source.plan import PartPlan
 from obs_engine.transfer.messages import Progress
 from obs_engine.transfer.pool import Session
 
 INTERVAL_S = 0.05
+
+
+class Tally(Protocol):
+    """What is done: the state of an upload, or that of a comparison."""
+
+    @property
+    def parts(self) -> Sized: ...
+    def stored_bytes(self) -> int: ...
 
 
 class ProgressFeed:
@@ -31,7 +39,7 @@ class ProgressFeed:
         self._timer: asyncio.TimerHandle | None = None
         self._told: Progress | None = None
 
-    def begin(self, state: UploadState, plan: PartPlan) -> None:
+    def begin(self, state: Tally, plan: PartPlan) -> None:
         """Tells what is stored already, and from here on what changes: `state` and `plan` are looked at again."""
         self.stop()
         if self._is_wanted:
@@ -50,7 +58,7 @@ class ProgressFeed:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self, state: UploadState, plan: PartPlan) -> None:
+    def _look(self, state: Tally, plan: PartPlan) -> None:
         self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._look, state, plan)
         stored, total = state.stored_bytes(), plan.size_bytes
         known = 0 if self._told is None else self._told.shown_bytes

@@ -37,6 +37,7 @@ from obs_engine.errors import ResumeRefusedError, SourceChangedError
 from obs_engine.limits import PART_COUNT_MAX
 from obs_engine.source.plan import PartPlan
 from obs_engine.transfer.checkpoint_file import OpenRecord
+from obs_engine.transfer.content_tree import blocks_of
 from obs_engine.transfer.messages import UploadRequest
 from obs_engine.transfer.service import Service, bare_etag, is_another_object, is_md5
 from obs_engine.wire.replies import ListedPart, ListedUpload, Reply, error_of, read_fault
@@ -44,6 +45,7 @@ from obs_engine.wire.replies import ListedPart, ListedUpload, Reply, error_of, r
 _log = logging.getLogger("obs_engine")
 
 _NO_PARTS: Mapping[int, str] = MappingProxyType({})
+_NO_BLOCKS: Mapping[int, bytes] = MappingProxyType({})
 
 
 class Testimony(NamedTuple):
@@ -53,6 +55,7 @@ class Testimony(NamedTuple):
         binding: None where another than this engine made the record, or damage took it.
         plan: None where it must be guessed from the parts that the service has.
         parts: ETags by number.
+        blocks: digests of the file's blocks by number, where the file was identified by its content, too.
         claimed: parts that are said to be done, with no ETag.
         is_told: the user says that there is an upload.
     """
@@ -64,6 +67,7 @@ class Testimony(NamedTuple):
     upload_id: str | None = None
     plan: PartPlan | None = None
     parts: Mapping[int, str] = _NO_PARTS
+    blocks: Mapping[int, bytes] = _NO_BLOCKS
     claimed: frozenset[int] = frozenset()
     is_told: bool = False
 
@@ -99,7 +103,8 @@ def testify(record: OpenRecord, now: Binding, request: UploadRequest) -> Testimo
     if record.sdk is not None:
         said = _of_sdk(record.sdk, now, is_checksum=request.is_checksum)
     else:
-        said = _of_journal(record.journal.state, now, request.object_options, is_damaged=record.is_damaged)
+        state, options = record.journal.state, request.object_options
+        said = _of_journal(state, now, options, is_damaged=record.is_damaged, is_checksum=request.is_checksum)
     if not adopt or said.upload_id == adopt or (said.upload_id is not None and adopt is True):
         return said
     if said.upload_id is not None:
@@ -111,7 +116,9 @@ def testify(record: OpenRecord, now: Binding, request: UploadRequest) -> Testimo
     return _of_user(adopt, said)
 
 
-def _of_journal(state: UploadState, now: Binding, options: Options, *, is_damaged: bool) -> Testimony:
+def _of_journal(
+    state: UploadState, now: Binding, options: Options, *, is_damaged: bool, is_checksum: bool
+) -> Testimony:
     # Why no path: it is lost with the texts, so that the inode alone vouches for the file.
     binding = state.binding or restored(state.core, *now.target, "")
     if state.upload_id is None and not is_damaged:
@@ -124,7 +131,10 @@ def _of_journal(state: UploadState, now: Binding, options: Options, *, is_damage
     source, reason = _compared(binding, now, options)
     plan = PartPlan(binding.size_bytes, binding.part_size_bytes)
     parts = {number: etag for number, etag in state.parts.items() if 1 <= number <= plan.part_count}
-    return Testimony(record, source, reason, binding, state.upload_id, plan, parts)
+    blocks = {block: digest for block, digest in state.blocks.items() if block < binding.block_count}
+    if is_checksum and source is Source.SAME and (doubt := _doubt_of_content(binding, now, plan, parts, blocks)):
+        source, reason = Source.UNPROVEN, doubt
+    return Testimony(record, source, reason, binding, state.upload_id, plan, parts, blocks)
 
 
 def _of_sdk(sdk: SdkRecord, now: Binding, *, is_checksum: bool) -> Testimony:
@@ -138,7 +148,7 @@ def _of_sdk(sdk: SdkRecord, now: Binding, *, is_checksum: bool) -> Testimony:
     elif is_same and is_path and not is_checksum:
         source = Source.SAME
     plan = None if sdk.part_size_bytes is None else PartPlan(now.size_bytes, sdk.part_size_bytes)
-    return Testimony(record, source, reason, None, sdk.upload_id, plan, sdk.parts, sdk.claimed)
+    return Testimony(record, source, reason, None, sdk.upload_id, plan, sdk.parts, claimed=sdk.claimed)
 
 
 def _of_user(adopt: bool | str, said: Testimony) -> Testimony:
@@ -155,15 +165,26 @@ def _of_user(adopt: bool | str, said: Testimony) -> Testimony:
 def _compared(held: Binding, now: Binding, options: Options) -> tuple[Source, str]:
     if (held.size_bytes, held.mtime_ns) != (now.size_bytes, now.mtime_ns):
         return Source.CHANGED, _changed(now, "its size or modification time")
-    if held.content_digest and now.content_digest and held.content_digest != now.content_digest:
-        return Source.CHANGED, _changed(now, "its content")
     if groups := held.options.changed(options):
         return Source.OTHER_OPTIONS, f"options that make the object ({', '.join(groups)}) changed"
     if held.inode != now.inode and held.path != now.path:
         return Source.UNPROVEN, "another file of the same size and time stands in for the one that was begun with"
-    if now.content_digest and not held.content_digest:
-        return Source.UNPROVEN, "checkSum is asked for, and the record has no digest of the content"
     return Source.SAME, ""
+
+
+def _doubt_of_content(
+    held: Binding, now: Binding, plan: PartPlan, parts: Mapping[int, str], blocks: Mapping[int, bytes]
+) -> str:
+    """Why, with `checkSum`, recorded parts may be of other bytes although the recorded blocks are the file's.
+
+    Why ctime: a file that was edited while it was uploaded, and put right again with its time, has the blocks that were
+    recorded, and parts that were sent meanwhile have not.
+    """
+    if held.ctime_ns != now.ctime_ns:
+        return "the file's inode changed since, and checkSum does not take its word"
+    if not all(block in blocks for number in parts for block in blocks_of(*plan.part(number))):
+        return "checkSum is asked for, and the record has no digest of the content of all parts"
+    return ""
 
 
 def _is_path_of(recorded: str, path: str) -> bool:

@@ -15,11 +15,20 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from obs_engine.errors import EngineDiedError, IntegrityError, ObsEngineError, ServiceError, is_retryable_reply
+from obs_engine.errors import (
+    EngineDiedError,
+    IntegrityError,
+    ObsEngineError,
+    ServiceError,
+    SourceError,
+    is_retryable_reply,
+)
+from obs_engine.options import Verify
 from obs_engine.transfer.access import KEY_CHANGES_MAX, Access
 from obs_engine.transfer.messages import (
     Crc64Task,
     HashDone,
+    HashTask,
     Md5Task,
     Outcome,
     RequestTask,
@@ -66,10 +75,17 @@ class Found(NamedTuple):
 class Service:
     """Requests of one upload."""
 
-    def __init__(self, request: UploadRequest, session: Session, access: Access) -> None:
+    def __init__(
+        self, request: UploadRequest, session: Session, access: Access, check_source: Callable[[], object]
+    ) -> None:
+        """
+        Args:
+            check_source: raises what is wrong with the file; asked where a worker died, perhaps of it.
+        """
         self._request = request
         self._session = session
         self._access = access
+        self._check_source = check_source
         self._bucket, self._key = request.bucket, request.key
         self.what = f"{request.bucket}/{request.key}"
 
@@ -180,8 +196,10 @@ class Service:
 
     # --- the object ---------------------------------------------------------------------------------------------
 
-    async def prove(self, reply: Reply, etags: Sequence[str], size_bytes: int, crc64: int | None) -> None:
-        """A Complete that answered 2xx: is the object there, and is it ours?
+    async def prove(
+        self, reply: Reply, etags: Sequence[str], size_bytes: int, crc64: int | None, rung: Verify
+    ) -> None:
+        """A Complete that answered 2xx: is the object there, and is it ours, as far as the rung asks?
 
         Source: S3-like services answer 200 before they know, and put the error into the body.
 
@@ -197,18 +215,30 @@ class Service:
             raise self._other_object(f"CRC-64 {crc64}", str(told))
         etag = (completed.etag or "").strip('"')
         expected = multipart_etag(etags)
-        if expected is None or etag == expected:
+        if rung == "length":
+            await self._prove_length(size_bytes)
+        if rung in ("none", "length") or expected is None or etag == expected:
             return
         if not _MULTIPART_ETAG.fullmatch(etag):
             # Some servers give no ETag here (Ceph), or one of another kind: then the object's size must do.
-            head = await self._head()
+            head = await self.head()
             size = head.header("content-length")
             if head.status in (401, 403, 405) or (head.status == 200 and size == str(size_bytes)):
                 return
             etag = f"{head.status}, {size} bytes"
-        if _has_foreign_etags(reply):
+        if has_foreign_etags(reply):
             return
         raise self._other_object(f"ETag {expected}", etag)
+
+    async def _prove_length(self, size_bytes: int) -> None:
+        head = await self.head()
+        if head.status in (401, 403, 405):
+            _log.warning("object %s may not be looked at (HEAD: status %d): its length is not verified",
+                         self.what, head.status)  # fmt: skip
+            return
+        found = head.header("content-length") if head.status == 200 else f"status {head.status}"
+        if found != str(size_bytes):
+            raise self._other_object(f"{size_bytes} bytes", f"{found}")
 
     async def find_object(self, upload_id: str | None, etags: Sequence[str], size_bytes: int) -> Found:
         """The object's HEAD, if this upload made it.
@@ -222,7 +252,7 @@ class Service:
         Raises:
             IntegrityError: it comes from this upload, and is not what was sent.
         """
-        head = await self._head()
+        head = await self.head()
         if head.status != 200:
             if head.status != 404:
                 _log.warning("object %s may not be looked at (HEAD: status %d)", self.what, head.status)
@@ -248,9 +278,14 @@ class Service:
         )
         return ours == found
 
-    async def _head(self) -> Reply:
+    async def head(self, version_id: str | None = None, part_number: int | None = None) -> Reply:
+        """HEAD object, of a version or a part of it where one is named; whatever the answer."""
         # Why the parts' headers: an object under the customer's own key is shown to who has that key.
-        return await self._ask(requests.head_object(self._bucket, self._key, self._request.dialect.part))
+        return await self._ask(
+            requests.head_object(
+                self._bucket, self._key, self._request.dialect.part, version_id=version_id, part_number=part_number
+            )
+        )
 
     def _other_object(self, expected: str, found: str) -> IntegrityError:
         return IntegrityError(
@@ -266,18 +301,10 @@ class Service:
         Raises:
             SourceError: the file cannot be read.
         """
+        upload = self._session.upload
         groups = [tuple(ranges[at : at + MD5_LANES]) for at in range(0, len(ranges), MD5_LANES)]
-        found: dict[int, tuple[str, ...]] = {}
-        waiting = iter(enumerate(groups))
-
-        async def digest() -> None:
-            for index, group in waiting:
-                outcome = await self.settled(lambda task, g=group: Md5Task(task, self._session.upload, g))  # type: ignore[misc]
-                assert isinstance(outcome, HashDone)
-                found[index] = outcome.digests
-
-        await together(digest() for _ in range(self._session.slots))
-        return [md5 for index in range(len(groups)) for md5 in found[index]]
+        found = await self._digests([lambda task, g=group: Md5Task(task, upload, g) for group in groups])  # type: ignore[misc]
+        return [md5 for digests in found for md5 in digests]
 
     async def crc64s(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
         """CRC-64 of each range (offset, length) of the file, by the workers.
@@ -285,18 +312,32 @@ class Service:
         Raises:
             SourceError: the file cannot be read.
         """
-        found = [0] * len(ranges)
-        waiting = iter(enumerate(ranges))
+        upload = self._session.upload
+        found = await self._digests([lambda task, at=at: Crc64Task(task, upload, *at) for at in ranges])  # type: ignore[misc]
+        return [int(digest, 16) for (digest,) in found]
+
+    async def xxh3s(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """xxh3-128 of each range (offset, length) of the file, by the workers, 16 bytes each.
+
+        Raises:
+            SourceError: the file cannot be read.
+        """
+        upload = self._session.upload
+        found = await self._digests([lambda task, at=at: HashTask(task, upload, *at) for at in ranges])  # type: ignore[misc]
+        return [bytes.fromhex(digest) for (digest,) in found]
+
+    async def _digests(self, tasks: Sequence[Callable[[int], Task]]) -> list[tuple[str, ...]]:
+        """The digests of each task, in their order; one task in each worker at a time."""
+        found: list[tuple[str, ...]] = [()] * len(tasks)
+        waiting = iter(enumerate(tasks))
 
         async def digest() -> None:
-            for index, (offset, length) in waiting:
-                outcome = await self.settled(
-                    lambda task, o=offset, n=length: Crc64Task(task, self._session.upload, o, n)  # type: ignore[misc]
-                )
+            for index, make_task in waiting:
+                outcome = await self.settled(make_task, is_local=True)
                 assert isinstance(outcome, HashDone)
-                found[index] = int(outcome.digests[0], 16)
+                found[index] = outcome.digests
 
-        await together(digest() for _ in range(self._session.slots))
+        await together(digest() for _ in range(min(self._session.slots, len(tasks))))
         return found
 
     # --- asking workers -----------------------------------------------------------------------------------------
@@ -310,8 +351,11 @@ class Service:
         assert isinstance(outcome, TaskReplied)
         return outcome.reply
 
-    async def settled(self, make_task: Callable[[int], Task]) -> Outcome:
+    async def settled(self, make_task: Callable[[int], Task], *, is_local: bool = False) -> Outcome:
         """Runs a task until its outcome is final: good, hopeless, or tried often enough.
+
+        Args:
+            is_local: it needs no connection.
 
         Raises:
             ObsEngineError: no reply came, or the source failed.
@@ -322,8 +366,10 @@ class Service:
             access.keep_fresh()
             version = access.version
             try:
-                outcome = await self._session.run(make_task)
+                outcome = await (self._session.compute if is_local else self._session.run)(make_task)
             except WorkerDied as died:
+                # A mapped file that was cut kills who reads it (SIGBUS): contained there, and told as what it is.
+                self._check_source()
                 # Why a count of its own: a worker's death says nothing against the service or the network.
                 deaths += 1
                 if deaths > WORKER_DEATHS_MAX:
@@ -340,6 +386,8 @@ class Service:
                     continue
             error = outcome.error.error() if isinstance(outcome, TaskFailed) else None
             may_help = error.is_retryable if error is not None else _is_retryable_outcome(outcome)
+            if isinstance(error, SourceError):
+                self._check_source()  # which sees the whole file, and says more
             if not may_help or attempt == self._request.max_retry_count:
                 if error is not None:
                     raise error
@@ -364,7 +412,7 @@ def multipart_etag(etags: Sequence[str]) -> str | None:
 def is_another_object(head: Reply, etags: Sequence[str]) -> bool:
     """Does an object's ETag say that it is not made of parts with these ETags? False also where it cannot tell."""
     expected, etag = multipart_etag(etags), bare_etag(head.header("etag") or "")
-    is_comparable = expected is not None and _MULTIPART_ETAG.fullmatch(etag) and not _has_foreign_etags(head)
+    is_comparable = expected is not None and _MULTIPART_ETAG.fullmatch(etag) and not has_foreign_etags(head)
     return bool(is_comparable) and etag != expected
 
 
@@ -378,7 +426,7 @@ def is_md5(bare: str) -> bool:
     return _MD5_ETAG.fullmatch(bare) is not None
 
 
-def _has_foreign_etags(reply: Reply) -> bool:
+def has_foreign_etags(reply: Reply) -> bool:
     """True under server-side encryption, where an ETag is not the MD5 of the data. Source: OBS API, ETag."""
     return any("server-side-encryption" in name for name, _ in reply.headers)
 

@@ -20,6 +20,8 @@ from obs_engine.wire.replies import Reply
 from obs_engine.wire.requests import FinishedRequest
 
 OnDone = Callable[[Reply | ObsEngineError], None]
+Sink = Callable[[bytes], None]
+"""Takes a reply's body, piece by piece; what it raises (an `ObsEngineError`) ends the transfer."""
 
 
 class Body(Protocol):
@@ -29,6 +31,8 @@ class Body(Protocol):
     def __getitem__(self, piece: slice, /) -> memoryview: ...
 
 
+_RECEIVE_BUFFER_BYTES = 256 << 10
+"""libcurl's buffer between the socket and a sink; its own default of 16 KiB costs a wake-up for each."""
 _EVENTS = {
     pycurl.POLL_IN: select.EPOLLIN,
     pycurl.POLL_OUT: select.EPOLLOUT,
@@ -63,14 +67,17 @@ class Transport:
         self._multi.setopt(pycurl.M_MAXCONNECTS, 10_000)  # keep every connection that a full window has opened
         self._multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_NOTHING)  # a connection each, with HTTP/2 as well
 
-    def start(self, request: FinishedRequest, body: Body, options: TransportOptions, on_done: OnDone) -> object:
+    def start(
+        self, request: FinishedRequest, body: Body, options: TransportOptions, on_done: OnDone, sink: Sink | None = None
+    ) -> object:
         """Begins a transfer and returns a token for `cancel`.
 
         Args:
             body: the bytes to send; read in place, without a copy in Python. The owner keeps it alive until `on_done`.
+            sink: takes the body of a reply that is a success (200, 206), in place of the `Reply`, which has none then.
         """
         curl = self._idle.pop() if self._idle else pycurl.Curl()
-        transfer = _Transfer(curl, request, body, on_done)
+        transfer = _Transfer(curl, request, body, on_done, sink)
         transfer.configure(options)
         self._running[curl] = transfer
         self._multi.add_handle(curl)
@@ -83,7 +90,7 @@ class Transport:
             self._release(token)
 
     def sent_bytes(self, token: object) -> int:
-        """Bytes of a transfer's body that libcurl has taken."""
+        """Bytes of a transfer's body that libcurl has taken, or that it has given to a sink."""
         assert isinstance(token, _Transfer)
         return token.sent_bytes
 
@@ -159,12 +166,15 @@ def has_http2() -> bool:
 class _Transfer:
     """One request on its way, and the reply as it arrives."""
 
-    def __init__(self, curl: pycurl.Curl, request: FinishedRequest, body: Body, on_done: OnDone) -> None:
+    def __init__(
+        self, curl: pycurl.Curl, request: FinishedRequest, body: Body, on_done: OnDone, sink: Sink | None
+    ) -> None:
         self.curl = curl
         self.request = request
         self.on_done = on_done
-        self.failure: ObsEngineError | None = None  # of the body's source
+        self.failure: ObsEngineError | None = None  # of the body's source, or of the sink
         self.sent_bytes = 0
+        self._sink = sink
         self._body = body
         self._status = 0
         self._reason = ""
@@ -221,6 +231,9 @@ class _Transfer:
             curl.setopt(pycurl.CUSTOMREQUEST, request.method)
         curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
         curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
+        if self._sink is not None:
+            curl.setopt(pycurl.BUFFERSIZE, _RECEIVE_BUFFER_BYTES)
+
 
     def reply(self) -> Reply:
         return Reply(self._status, self._reason, tuple(self._headers), bytes(self._reply))
@@ -253,6 +266,14 @@ class _Transfer:
             self._headers.append((name.strip().lower(), value.strip()))
 
     def _on_body(self, data: bytes) -> int | None:
+        if self._sink is not None and self._status in (200, 206):
+            try:
+                self._sink(data)
+            except ObsEngineError as error:
+                self.failure = error
+                return 0  # as below
+            self.sent_bytes += len(data)
+            return None
         if len(self._reply) + len(data) > REPLY_BODY_MAX_BYTES:
             return 0  # libcurl then fails the transfer with E_WRITE_ERROR
         self._reply += data

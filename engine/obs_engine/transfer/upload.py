@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,17 +18,24 @@ from dataclasses import replace
 from obs_engine.checkpoint.fingerprint import fingerprint
 from obs_engine.checkpoint.fold import UploadState
 from obs_engine.checkpoint.journal import JournalLike, NoJournal
-from obs_engine.checkpoint.records import Binding, Completed, Initiated, PartStored, core_of, path_end
+from obs_engine.checkpoint.records import Binding, BlockHashed, Completed, Initiated, PartStored, core_of, path_end
 from obs_engine.checkpoint.resume_table import Action, Source
-from obs_engine.errors import JournalError, ObsEngineError, ServiceError, SourceChangedError, TransportError
-from obs_engine.limits import MIB
-from obs_engine.source.identity import FileIdentity, identify
+from obs_engine.errors import (
+    IntegrityError,
+    JournalError,
+    ObsEngineError,
+    ServiceError,
+    SourceChangedError,
+    TransportError,
+)
+from obs_engine.source.filesystem import choose_reader
+from obs_engine.source.identity import FileIdentity, identify, recheck
+from obs_engine.source.page_cache import PageCache
 from obs_engine.source.plan import PartPlan, plan_parts
 from obs_engine.transfer.access import Access
 from obs_engine.transfer.checkpoint_file import OpenRecord, open_record
+from obs_engine.transfer.content_tree import ContentTree, blocks_of, words
 from obs_engine.transfer.messages import (
-    HashDone,
-    HashTask,
     PartStoredReply,
     PartTask,
     TaskReplied,
@@ -38,14 +46,15 @@ from obs_engine.transfer.messages import (
 from obs_engine.transfer.negotiation import Negotiator
 from obs_engine.transfer.pool import Session
 from obs_engine.transfer.progress import ProgressFeed
+from obs_engine.transfer.proof import RESENDS_MAX, PartProof
+from obs_engine.transfer.readback import first_difference
 from obs_engine.transfer.resume import Decision, Inquiry, Testimony, testify
-from obs_engine.transfer.service import Service, together
-from obs_engine.wire.replies import Reply, error_of, read_fault
+from obs_engine.transfer.service import Service, bare_etag, is_md5, multipart_etag, together
+from obs_engine.wire.replies import Reply, error_of, read_completed, read_fault
 
 _log = logging.getLogger("obs_engine")
 
 ABORT_TIMEOUT_S = 1.0
-HASH_BLOCK_BYTES = 64 * MIB
 ETAG_LENGTH_MAX = 1024
 SOME_PARTS_FAILED = "some parts are failed when upload. Please try again"
 """The SDK's words, which scripts look for."""
@@ -71,13 +80,18 @@ class Upload:
         self._session = session
         self._negotiator = negotiator
         self.access = Access(request, session, tell)
-        self._service = Service(request, session, self.access)
+        self._service = Service(request, session, self.access, self._check_source)
         self._progress = ProgressFeed(session, tell, is_wanted=request.shows_progress)
         self._journal: JournalLike = NoJournal()
         self._record = OpenRecord(self._journal)
         self._binding: Binding
         self._identity = FileIdentity(0, 0, 0, 0, 0)
         self._plan = PartPlan(0, 1)
+        self._proof: PartProof | None = None
+        self._tree: ContentTree | None = None
+        self._cache = PageCache(request.path, 0, None)
+        self._crc64: int | None = None
+        self._xxh3: str | None = None
         self._started_s = time.monotonic()
         self._parts_resumed = self._parts_adopted = 0
         self._parts_sent = 0
@@ -100,6 +114,13 @@ class Upload:
         request = self._request
         self._identity = identify(request.path)
         self._plan = plan_parts(self._identity.size_bytes, request.part_size_bytes)
+        engine = request.engine
+        if engine.reader == "auto":
+            engine = replace(engine, reader=choose_reader(self._identity.device))
+            request = self._request = replace(request, engine=engine)
+        if request.is_checksum:
+            self._tree = ContentTree(self._service, self._identity.size_bytes)
+        self._cache = PageCache(request.path, self._identity.size_bytes, engine.page_cache_share)
         self.access.open(request, self._identity)
         self._sync_failure = asyncio.get_running_loop().create_future()
         try:
@@ -111,7 +132,12 @@ class Upload:
             await self._abort_unless_kept()
             raise
         finally:
+            if self._proof is not None:
+                self._proof.stop()
+            if self._tree is not None:
+                self._tree.stop()
             self._session.close()
+            self._cache.close()
             self._progress.stop()
             if self._sync_timer is not None:
                 self._sync_timer.cancel()
@@ -130,8 +156,8 @@ class Upload:
         self._journal = self._record.journal
         if request.engine.check_bucket:
             await self._service.check_bucket()
-        self._binding = await self._new_binding()
-        said = testify(self._record, self._binding, request)
+        self._binding = self._new_binding()
+        said = await self._with_content_compared(testify(self._record, self._binding, request))
         inquiry = Inquiry(self._service, self._binding, request.engine.on_source_change)
         decision = await inquiry.decide(said)
         self._check_source()
@@ -148,6 +174,9 @@ class Upload:
             assert decision.reply is not None
             self._plan = decision.plan or self._plan
             self._parts_resumed = self._plan.part_count
+            if self._tree is not None and said.source is Source.SAME:
+                self._xxh3 = await self._tree.root()
+            await self._read_back(decision.reply)
             return self._done(decision.reply)
         if decision.row.action is Action.ABORT_AND_BEGIN and decision.upload_id is not None:
             await self._service.abort(decision.upload_id)
@@ -182,47 +211,31 @@ class Upload:
         is restored, with its old size and time, and the next call goes on.
 
         Raises:
-            SourceChangedError: it is not.
+            SourceTruncatedError, SourceChangedError: it is not.
         """
-        path = self._request.path
-        if not identify(path).is_same_content(self._identity):
-            raise SourceChangedError(
-                f"uploadFile {path!r}: expected the file that the upload began with (size and modification time), "
-                "found it changed meanwhile; nothing was completed: call again to upload what it is now"
-            )
+        recheck(self._request.path, self._identity)
 
     # --- what was before ----------------------------------------------------------------------------------------
 
-    async def _new_binding(self) -> Binding:
+    def _new_binding(self) -> Binding:
         """The binding of an upload that begins now."""
         request, identity = self._request, self._identity
         endpoint, bucket, key = request.target_name
         return Binding(
             bucket, key, endpoint, path_end(request.path), identity.size_bytes, identity.mtime_ns, identity.ctime_ns,
             identity.inode, identity.device, self._plan.part_size_bytes, fingerprint(request.object_options),
-            await self._content_digest() if request.is_checksum else b"",
         )  # fmt: skip
 
-    async def _content_digest(self) -> bytes:
-        """xxh3-128 over the xxh3-128 of each 64 MiB block: blocks are hashed side by side by the workers."""
-        from xxhash import xxh3_128
-
-        size = self._identity.size_bytes
-        blocks = list(range(0, size, HASH_BLOCK_BYTES))
-        digests = [b""] * len(blocks)
-        waiting = iter(enumerate(blocks))
-
-        async def hash_blocks() -> None:
-            for index, offset in waiting:
-                length = min(HASH_BLOCK_BYTES, size - offset)
-                outcome = await self._service.settled(
-                    lambda task, o=offset, n=length: HashTask(task, self._session.upload, o, n)  # type: ignore[misc]
-                )
-                assert isinstance(outcome, HashDone)
-                digests[index] = bytes.fromhex(outcome.digests[0])
-
-        await together(hash_blocks() for _ in range(self._session.slots))
-        return xxh3_128(b"".join(digests)).digest()
+    async def _with_content_compared(self, said: Testimony) -> Testimony:
+        """With `checkSum`, the recorded blocks are what the file must still have, before anything else is asked."""
+        if self._tree is None or not said.blocks or said.source not in (Source.SAME, Source.UNPROVEN):
+            return said
+        changed = await self._tree.differing(said.blocks)
+        if not changed:
+            return said
+        where = words(changed, self._identity.size_bytes)
+        reason = f"the file {os.path.basename(self._request.path)!r} changed its content ({where})"
+        return said._replace(source=Source.CHANGED, reason=reason)
 
     def _continue(self, said: Testimony, decision: Decision) -> None:
         """Brings the journal to what the witnesses agreed on: by a few records where they can follow, else anew."""
@@ -238,8 +251,9 @@ class Upload:
                 journal.append(PartStored(number, parts[number]))
         else:
             binding = self._binding_of(said, plan)
+            blocks = (BlockHashed(block, digest) for block, digest in said.blocks.items())
             stored = (PartStored(number, etag) for number, etag in parts.items())
-            journal.rewrite([binding, Initiated(upload_id, core_of(binding)), *stored])
+            journal.rewrite([binding, Initiated(upload_id, core_of(binding)), *blocks, *stored])
         journal.sync()
         self._progress.begin(self._state, self._plan)
 
@@ -273,25 +287,82 @@ class Upload:
         Raises:
             UploadGone: the service has forgotten the upload, and there is no object of it.
         """
-        missing = iter(self._state.missing_parts())
+        request, missing = self._request, self._state.missing_parts()
+        proof = self._proof = PartProof(
+            self._service, self._plan, missing, compares_etags=request.compares_etags, is_crc64=request.is_crc64,
+            has_foreign_etags=request.is_encrypted,
+        )  # fmt: skip
+        waiting = iter(missing)
 
         async def send_parts() -> None:
-            for part_number in missing:
-                await self._send_part(part_number)
+            for part_number in waiting:
+                await self._send_part(part_number, proof)
 
-        count = min(self._session.limit, self._plan.part_count - len(self._state.parts))
         assert self._sync_failure is not None
-        await together((send_parts() for _ in range(count)), self._sync_failure)
+        await together((send_parts() for _ in range(min(self._session.limit, len(missing)))), self._sync_failure)
         return await self._complete()
 
-    async def _send_part(self, part_number: int) -> None:
+    async def _send_part(self, part_number: int, proof: PartProof) -> None:
+        """Sends a part until it is proven that it arrived as it is in the file, and records it."""
+        proof.begin(part_number)
+        if self._tree is not None:
+            self._tree.begin(*self._plan.part(part_number), is_followed=proof.follows)
+        corruptions = 0
+        while True:
+            content_md5 = await proof.content_md5(part_number)
+            reply = await self._sent(part_number, content_md5, is_followed=proof.follows)
+            mismatch = await proof.mismatch(part_number, reply, content_md5)
+            # Why for each part, and before more is said of it: other bytes of a changed file are no corruption.
+            self._check_source()
+            if mismatch is None:
+                break
+            corruptions += mismatch.is_corrupt
+            what = f"part {part_number} of {self._what} (offset {self._plan.part(part_number)[0]}): expected " \
+                f"{mismatch.expected}, found {mismatch.found}"
+            if corruptions > RESENDS_MAX:
+                raise IntegrityError(
+                    f"{SOME_PARTS_FAILED}: {what}, {corruptions} times in a row; what arrives is not what was sent: "
+                    "check the machine's memory and network, or choose another EngineOptions.verify",
+                    part_number=part_number,
+                )
+            if mismatch.is_corrupt:
+                _log.warning("%s; it is sent again", what)
+        await self._record_part(part_number, reply)
+
+    async def _record_part(self, part_number: int, reply: PartStoredReply) -> None:
+        offset, length = self._plan.part(part_number)
+        if self._tree is not None:
+            # Recorded before the part: what a part lies in is known of every part that is recorded.
+            self._tree.know({block: bytes.fromhex(digest) for block, digest in reply.blocks})
+            leaves = await self._tree.leaves(offset, length)
+            self._check_source()
+            for block, digest in leaves.items():
+                if block not in self._state.blocks:
+                    self._journal.append(BlockHashed(block, digest))
+        self._journal.append(PartStored(part_number, reply.etag))
+        self._cache.drop(offset, length)
+        if reply.crc64:
+            self._crc64s[part_number] = int(reply.crc64, 16)
+        self._parts_sent += 1
+        self._parts_unsynced += 1
+        engine = self._request.engine
+        if self._parts_unsynced >= engine.sync_parts:
+            self._sync_group()
+        elif self._sync_timer is None:
+            self._sync_timer = asyncio.get_running_loop().call_later(engine.sync_interval_s, self._sync_group)
+
+    async def _sent(self, part_number: int, content_md5: str, *, is_followed: bool) -> PartStoredReply:
+        """Sends a part once, as far as the service is concerned."""
         offset, length = self._plan.part(part_number)
         upload_id = self._state.upload_id
         assert upload_id is not None
 
         def task(number: int) -> PartTask:
             self._part_attempts += 1
-            return PartTask(number, self._session.upload, upload_id, part_number, offset, length, time.time())
+            return PartTask(
+                number, self._session.upload, upload_id, part_number, offset, length, time.time(), content_md5,
+                is_md5=is_followed, is_hashed=is_followed and self._tree is not None,
+            )  # fmt: skip
 
         try:
             outcome = await self._service.settled(task)
@@ -313,17 +384,7 @@ class Upload:
                 f"part {part_number} of {self._what}: expected an ETag, found one of {len(outcome.etag)} characters; "
                 "report it to the service"
             )
-        self._check_source()
-        self._journal.append(PartStored(part_number, outcome.etag))
-        if outcome.crc64:
-            self._crc64s[part_number] = int(outcome.crc64, 16)
-        self._parts_sent += 1
-        self._parts_unsynced += 1
-        engine = self._request.engine
-        if self._parts_unsynced >= engine.sync_parts:
-            self._sync_group()
-        elif self._sync_timer is None:
-            self._sync_timer = asyncio.get_running_loop().call_later(engine.sync_interval_s, self._sync_group)
+        return outcome
 
     def _sync_group(self) -> None:
         if self._sync_timer is not None:
@@ -340,14 +401,14 @@ class Upload:
     # --- the object ---------------------------------------------------------------------------------------------
 
     async def _complete(self) -> Uploaded:
-        state = self._state
+        state, request = self._state, self._request
         upload_id = state.upload_id
         assert upload_id is not None
         assert len(state.parts) == self._plan.part_count, "completing with parts missing"
-        self._check_source()
+        await self._check_content()
         etags = [state.parts[number] for number in sorted(state.parts)]
         size = self._plan.size_bytes
-        crc64 = await self._object_crc64() if self._request.is_crc64 else None
+        crc64 = self._crc64 = await self._object_crc64() if request.is_crc64 else None
         lost: TransportError | None = None
         try:
             reply = await self._service.complete(upload_id, etags, crc64)
@@ -355,7 +416,7 @@ class Upload:
             lost, reply = error, Reply(0)
         is_gone = read_fault(reply).code == "NoSuchUpload"
         if 200 <= reply.status < 300:
-            await self._service.prove(reply, etags, size, crc64)
+            await self._service.prove(reply, etags, size, crc64, request.engine.verify)
         elif lost is not None or is_gone or reply.status >= 500 or reply.status == 303:
             # This Complete, or an earlier one, may have been done and its answer lost, or be a redirect of the browser
             # that successActionRedirect asks for. The object itself tells.
@@ -370,6 +431,7 @@ class Upload:
             # With a checkpoint, nothing is lost: the journal stays, and the next call completes.
             await self._abort_unless_kept()
             return Uploaded(reply, self._report())
+        await self._read_back(reply)
         self._journal.append(Completed())
         self._journal.sync()  # Durable from here: the object stands, whatever happens to us.
         return self._done(reply)
@@ -386,6 +448,65 @@ class Upload:
         for number in range(1, self._plan.part_count + 1):
             joined = crc64_combine(joined, crc64s[number], self._plan.part(number)[1])
         return joined
+
+    async def _check_content(self) -> None:
+        """Is the file still what was sent? With `checkSum` its inode's word is not taken for it.
+
+        Source: a write changes ctime, which no program can set back as it can mtime.
+
+        Raises:
+            SourceTruncatedError, SourceChangedError: it is not.
+        """
+        now = recheck(self._request.path, self._identity)
+        if self._tree is None:
+            return
+        self._xxh3 = await self._tree.root()
+        changed: list[int] = []
+        if (now.ctime_ns, now.inode) != (self._identity.ctime_ns, self._identity.inode):
+            _log.info("%s: the file's inode changed, and neither size nor time: comparing its content", self._what)
+            changed = await self._tree.changed()
+            changed += await self._blocks_of_other_parts()
+        if changed:
+            raise SourceChangedError(
+                f"uploadFile {self._request.path!r}: expected the content that was sent, found "
+                f"{words(sorted(set(changed)), now.size_bytes)} changed meanwhile; nothing was completed: call again "
+                "to upload what it is now"
+            )
+
+    async def _blocks_of_other_parts(self) -> list[int]:
+        """Blocks with a part whose ETag is not the MD5 of the file's bytes (any more)."""
+        etags = {number: bare_etag(etag) for number, etag in self._state.parts.items()}
+        comparable = [number for number, etag in etags.items() if is_md5(etag) and not self._request.is_encrypted]
+        md5s = await self._service.md5s([self._plan.part(number) for number in comparable])
+        others = [number for number, md5 in zip(comparable, md5s, strict=True) if etags[number] != md5]
+        return [block for number in others for block in blocks_of(*self._plan.part(number))]
+
+    async def _read_back(self, reply: Reply) -> None:
+        """Compares the object with the file, where that rung was asked for.
+
+        Args:
+            reply: of Complete, or the object's HEAD.
+
+        Raises:
+            IntegrityError: they differ.
+            ServiceError, TransportError, SourceError: they could not be compared.
+        """
+        if self._request.engine.verify != "readback":
+            return
+        completed = read_completed(reply)
+        etag = (completed.etag if completed else reply.header("etag")) or ""
+        differs_at = await first_difference(
+            self._service, self._session, etag=etag, size_bytes=self._plan.size_bytes,
+            version_id=reply.own_header("version-id"),
+        )  # fmt: skip
+        self._check_source()
+        if differs_at is not None:
+            number = differs_at // self._plan.part_size_bytes + 1
+            raise IntegrityError(
+                f"object {self._what}: expected the file's bytes, found others from offset {differs_at} on (part "
+                f"{number}) when it was read back; delete the object, then call again",
+                part_number=number,
+            )
 
     def _done(self, reply: Reply) -> Uploaded:
         """The object stands: nothing of the upload needs to be remembered."""
@@ -405,10 +526,13 @@ class Upload:
                 _log.warning("upload %s of %s could not be aborted in time", self._state.upload_id, self._what)
 
     def _report(self) -> UploadReport:
+        parts = self._state.parts
+        etags = [parts[number] for number in sorted(parts)] if len(parts) == self._plan.part_count else []
         return UploadReport(
             self._state.upload_id or "", self._plan.size_bytes, self._plan.part_size_bytes, self._plan.part_count,
             self._parts_resumed, self._parts_adopted, self._parts_sent, self._part_attempts,
-            time.monotonic() - self._started_s,
+            time.monotonic() - self._started_s, self._request.engine.verify,
+            multipart_etag(etags), self._crc64, self._xxh3,
         )  # fmt: skip
 
     @property

@@ -16,9 +16,12 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 from obs_engine.errors import IntegrityError, ObsEngineError, SourceChangedError, SourceError, TransportError
-from obs_engine.source.window import Window
+from obs_engine.source.window import Window, open_window
+from obs_engine.transfer.comparison import Comparison
+from obs_engine.transfer.follower import Follower, follow
 from obs_engine.transfer.messages import (
     CloseUpload,
+    CompareTask,
     Crc64Task,
     Decoder,
     ErrorInfo,
@@ -36,13 +39,15 @@ from obs_engine.transfer.messages import (
     TaskReplied,
     encode,
 )
-from obs_engine.transfer.transport import Transport
+from obs_engine.transfer.transport import Sink, Transport
 from obs_engine.wire.replies import Reply
-from obs_engine.wire.requests import Request, crc64_header, finish, upload_part, with_headers
+from obs_engine.wire.requests import Request, crc64_header, finish, get_object, upload_part, with_headers
 
 _RECEIVE_BYTES = 1 << 20
-_HASH_STEP_BYTES = 8 << 20
+_HASH_STEP_BYTES = 2 << 20
 _MD5_STEP_BYTES = 512 << 10
+_DIGEST_TURN_S = 0.002
+"""So long transfers may wait for digests."""
 _SHOW_INTERVAL_S = 0.05
 
 _Digesting = Generator[None, None, tuple[str, ...]]
@@ -69,11 +74,13 @@ class Worker:
             CloseUpload: self._close,
             PartTask: self._send_part,
             RequestTask: self._send_request,
+            CompareTask: self._compare,
             HashTask: lambda task: self._digest(task, _xxh3),
             Md5Task: lambda task: self._digest(task, _md5s),
             Crc64Task: lambda task: self._digest(task, _crc64),
         }
         self._digesting: dict[int, tuple[_Digesting, _OnDigests]] = {}
+        self._followers: dict[int, Follower] = {}  # by task
         self._shown_s = 0.0
 
     def run(self) -> None:
@@ -90,6 +97,7 @@ class Worker:
                         return
                 else:
                     self._transport.on_event(descriptor, mask)
+            self._follow_on()
             self._transport.finish_transfers()
             self._digest_on()
             self._show_in_flight()
@@ -132,10 +140,11 @@ class Worker:
         if upload is not None:
             for task in upload.digesting:
                 self._digesting.pop(task, None)
-            for token, window in upload.in_flight.values():
+            for task, (token, window) in upload.in_flight.items():
                 self._transport.cancel(token)
                 if window is not None:
                     window.close()
+                self._stop_following(task)
             upload.close()
 
     def _send_part(self, task: PartTask) -> None:
@@ -160,7 +169,9 @@ class Worker:
         except ObsEngineError as error:
             self._say(TaskFailed(task.task, ErrorInfo.of(error)))
             return
-        checked = () if crc64 is None else (crc64_header(known.target.signature, crc64),)
+        checked = [] if crc64 is None else [crc64_header(known.target.signature, crc64)]
+        if task.content_md5:
+            checked.append(("Content-MD5", task.content_md5))
         request = upload_part(
             known.bucket, known.key, task.upload_id, task.part_number, task.length, (*known.part_headers, *checked)
         )
@@ -168,27 +179,71 @@ class Worker:
         def on_done(result: Reply | ObsEngineError) -> None:
             window.close()
             self._show_in_flight(is_forced=True)
-            etag = result.header("etag") if isinstance(result, Reply) and result.status == 200 else None
-            if etag is None:
-                self._say(_outcome(task.task, result))
-                return
-            assert isinstance(result, Reply)
-            told = result.own_header("checksum-crc64ecma")
-            if crc64 is not None and told not in (None, str(crc64)):
-                self._say(TaskFailed(task.task, ErrorInfo.of(_other_part(known, task, crc64, told))))
-                return
-            self._say(PartStoredReply(task.task, etag, "" if crc64 is None else f"{crc64:016x}"))
+            self._say(self._part_outcome(known, task, crc64, result))
+            self._stop_following(task.task)
 
+        if task.is_md5 or task.is_hashed:
+            try:
+                self._followers[task.task] = Follower(task, upload.window(task.offset, task.length))
+            except ObsEngineError as error:
+                window.close()
+                self._say(TaskFailed(task.task, ErrorInfo.of(error)))
+                return
         self._start(upload, task.task, request, task.now_s, on_done, window)
+
+    def _part_outcome(
+        self, known: OpenUpload, task: PartTask, crc64: int | None, result: Reply | ObsEngineError
+    ) -> Outcome:
+        etag = result.header("etag") if isinstance(result, Reply) and result.status == 200 else None
+        if etag is None:
+            return _outcome(task.task, result)
+        assert isinstance(result, Reply)
+        told = result.own_header("checksum-crc64ecma")
+        if crc64 is not None and told not in (None, str(crc64)):
+            return TaskFailed(task.task, ErrorInfo.of(_other_part(known, task, crc64, told)))
+        follower = self._followers.get(task.task)
+        if follower is not None:
+            follow([follower], lambda follower: follower.length)
+            if follower.failure is not None:
+                return TaskFailed(task.task, ErrorInfo.of(follower.failure))
+        return PartStoredReply(
+            task.task, etag,
+            crc64="" if crc64 is None else f"{crc64:016x}",
+            is_crc64_shown=told is not None,
+            is_encrypted=any("server-side-encryption" in name for name, _ in result.headers),
+            md5=follower.md5.hexdigest() if follower is not None and task.is_md5 else "",
+            blocks=() if follower is None else tuple(follower.blocks),
+        )  # fmt: skip
 
     def _send_request(self, task: RequestTask) -> None:
         upload = self._uploads[task.upload]
         request = with_headers(task.request, ())
         self._start(upload, task.task, request, task.now_s, lambda result: self._say(_outcome(task.task, result)))
 
+    def _compare(self, task: CompareTask) -> None:
+        upload = self._uploads[task.upload]
+        known = upload.known
+        try:
+            window = upload.window(task.offset, task.length)
+        except ObsEngineError as error:
+            self._say(TaskFailed(task.task, ErrorInfo.of(error)))
+            return
+        comparison = Comparison(task, window, f"{known.bucket}/{known.key}")
+        request = get_object(
+            known.bucket, known.key, known.part_headers, start=task.offset, stop=task.offset + task.length,
+            version_id=task.version_id, if_match=task.etag or None,
+        )  # fmt: skip
+
+        def on_done(result: Reply | ObsEngineError) -> None:
+            window.close()
+            self._show_in_flight(is_forced=True)
+            self._say(comparison.outcome(result))
+
+        self._start(upload, task.task, request, task.now_s, on_done, window, comparison.take)
+
     def _start(
         self, upload: _OpenFile, task: int, request: Request, now_s: float,
-        on_done: Callable[[Reply | ObsEngineError], None], window: Window | None = None,
+        on_done: Callable[[Reply | ObsEngineError], None], window: Window | None = None, sink: Sink | None = None,
     ) -> None:  # fmt: skip
         """Begins a transfer; `on_done` is called when it is over and no longer in flight."""
         known = upload.known
@@ -203,7 +258,7 @@ class Worker:
 
         body = memoryview(finished.body) if window is None else window
         try:
-            upload.in_flight[task] = self._transport.start(finished, body, known.transport, done), window
+            upload.in_flight[task] = self._transport.start(finished, body, known.transport, done, sink), window
         except Exception as error:  # an option that libcurl refuses must cost this request, and not the process
             on_done(TransportError(f"{request.operation}: libcurl refuses it ({error!r}); please report it"))
 
@@ -233,8 +288,10 @@ class Worker:
         self._digesting[task] = work, on_digests
 
     def _digest_on(self) -> None:
-        """One step of each digest, between two looks at the connections: transfers do not wait for whole files."""
-        for number, (work, on_digests) in list(self._digesting.items()):
+        """Some steps of the oldest digest, between two looks at the connections: transfers wait for no whole file."""
+        stop_s = time.monotonic() + _DIGEST_TURN_S
+        while self._digesting and time.monotonic() < stop_s:
+            number, (work, on_digests) = next(iter(self._digesting.items()))
             found: tuple[str, ...] | ObsEngineError
             try:
                 next(work)
@@ -245,6 +302,21 @@ class Worker:
                 found = error
             del self._digesting[number]
             on_digests(found)
+
+    def _follow_on(self) -> None:
+        """Digests what was sent of parts that are digested behind their sending, side by side."""
+        if self._followers:
+            sent = {
+                number: self._transport.sent_bytes(token)
+                for upload in self._uploads.values()
+                for number, (token, _) in upload.in_flight.items()
+            }
+            follow(self._followers.values(), lambda follower: sent.get(follower.task, 0))
+
+    def _stop_following(self, task: int) -> None:
+        follower = self._followers.pop(task, None)
+        if follower is not None:
+            follower.close()
 
 
 class _OpenFile:
@@ -269,7 +341,7 @@ class _OpenFile:
     def window(self, offset: int, length: int) -> Window:
         if self._descriptor < 0:
             self._descriptor = self._open()
-        return Window(self._descriptor, offset, length)
+        return open_window(self._descriptor, offset, length, self.known.reader)
 
     def _open(self) -> int:
         path = self.known.path

@@ -163,14 +163,33 @@ def head_bucket(bucket: str, headers: Headers = ()) -> Request:
     return Request("HeadBucket", "HEAD", bucket, headers=headers)
 
 
-def head_object(bucket: str, key: str, headers: Headers = ()) -> Request:
-    """HEAD object; the reply's `x-obs-uploadId` settles whether a Complete of ours made it."""
-    return Request("HeadObject", "HEAD", bucket, key, headers=headers)
+def head_object(
+    bucket: str, key: str, headers: Headers = (), *, version_id: str | None = None, part_number: int | None = None
+) -> Request:
+    """HEAD object; the reply's `x-obs-uploadId` settles whether a Complete of ours made it.
+
+    Args:
+        part_number: the reply (206) then tells that part's length. Source: AWS S3, HeadObject; OBS passes it over.
+    """
+    part = () if part_number is None else (("partNumber", str(part_number)),)
+    return Request("HeadObject", "HEAD", bucket, key, (*part, *_version(version_id)), headers)
 
 
-def get_object(bucket: str, key: str, headers: Headers = ()) -> Request:
-    """GET object; a `Range` header makes it a part of it."""
-    return Request("GetObject", "GET", bucket, key, headers=headers)
+def get_object(
+    bucket: str, key: str, headers: Headers = (), *, start: int | None = None, stop: int | None = None,
+    version_id: str | None = None, if_match: str | None = None,
+) -> Request:  # fmt: skip
+    """GET object, or of it the bytes from `start` to before `stop` (at least one), which are answered with 206.
+
+    Args:
+        if_match: the ETag that the object must still have, as the service gave it; else 412.
+    """
+    asked: list[tuple[str, str]] = []
+    if start is not None and stop is not None:
+        asked.append(("Range", f"bytes={start}-{stop - 1}"))
+    if if_match is not None:
+        asked.append(("If-Match", if_match))
+    return Request("GetObject", "GET", bucket, key, _version(version_id), (*headers, *asked))
 
 
 def finish(request: Request, target: Target, credentials: Credentials, now_s: float) -> FinishedRequest:
@@ -239,6 +258,10 @@ def with_headers(request: Request, headers: Headers) -> Request:
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _version(version_id: str | None) -> Query:
+    return (("versionId", version_id),) if version_id else ()
 
 
 def _encoding(encoding_type: str | None) -> Query:
