@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from xxhash import xxh3_128
-
-from obs_engine.checkpoint import records
 from obs_engine.checkpoint.fold import UploadState
 from obs_engine.checkpoint.journal import Journal, peek
 from obs_engine.errors import ObsEngineError, SourceChangedError, TransportError
 from obs_engine.options import EngineOptions
 from obs_engine.source import plan
-from obs_engine.transfer import checkpoint_file, content_tree
+from obs_engine.transfer import checkpoint_file, content_tree, pieces
 from obs_engine.transfer import service as service_module
 from obs_engine.transfer.messages import (
     CredentialsWanted,
@@ -57,7 +54,7 @@ from power import Killed, MortalDisk
 
 BUCKET, KEY = "b", "k"
 PART = 64
-BLOCK = 96  # so that blocks and parts do not end together
+CHUNK = 24  # so that chunks and parts do not end together
 FAULTS = ("busy", "refused", "lost request", "lost reply", "dead worker", "killed before", "killed after")
 RESET = "request: expected a reply, found the connection reset; call again"
 SSE = "x-amz-server-side-encryption-customer-key-md5"
@@ -171,7 +168,8 @@ class Service:
             return fault(task, 400, "BadDigest")
         assert task.content_md5 or not secret_of(headers), "neither the service nor the engine can tell what arrived"
         upload.parts[task.part_number] = data
-        return PartStoredReply(task.task, f'"{upload.etag(task.part_number)}"')
+        found = pieces_of(task.offset, data) if task.is_hashed else ()
+        return PartStoredReply(task.task, f'"{upload.etag(task.part_number)}"', pieces=found)
 
     def _complete(self, task: RequestTask, query: dict[str, str]) -> Outcome:
         upload = self.uploads[query["uploadId"]]
@@ -243,6 +241,13 @@ def fault(task: Task, status: int, code: str) -> TaskReplied:
     is_head = isinstance(task, RequestTask) and task.request.method == "HEAD"
     body = "" if is_head else f"<Error><Code>{code}</Code><Message>m</Message></Error>"
     return TaskReplied(task.task, Reply(status, "", (), body.encode()))
+
+
+def pieces_of(offset: int, data: bytes) -> tuple[str, ...]:
+    """What a worker says of the content of a range."""
+    found = pieces.Pieces(offset)
+    found.take(memoryview(data))
+    return found.digests()
 
 
 # --- the workers ------------------------------------------------------------------------------------------------
@@ -327,7 +332,7 @@ class Session:
                 case RequestTask():
                     return self._service.answer(task, b"", ())
                 case HashTask():
-                    return HashDone(task.task, (xxh3_128(self._read(task.offset, task.length)).hexdigest(),))
+                    return HashDone(task.task, pieces_of(task.offset, self._read(task.offset, task.length)))
                 case Md5Task():
                     return HashDone(task.task, tuple(hashlib.md5(self._read(*at)).hexdigest() for at in task.ranges))
         except ObsEngineError as error:
@@ -389,8 +394,10 @@ class World:
         self.service.asked.clear()
         with (
             patch.object(plan, "PART_SIZE_MIN_BYTES", 1),
-            patch.object(records, "CONTENT_BLOCK_BYTES", BLOCK),
-            patch.object(content_tree, "CONTENT_BLOCK_BYTES", BLOCK),
+            patch.object(pieces, "CONTENT_CHUNK_BYTES", CHUNK),
+            patch.object(content_tree, "CONTENT_CHUNK_BYTES", CHUNK),
+            patch.object(content_tree, "CONTENT_BLOCK_BYTES", 2 * CHUNK),
+            patch.object(content_tree, "_CHUNKS_A_BLOCK", 2),
             patch.object(service_module, "BACKOFF_FIRST_S", 0.0),
             patch.object(checkpoint_file, "Journal", partial(Journal, disk=disk)),
         ):

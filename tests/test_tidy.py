@@ -32,7 +32,7 @@ KEEPERS = {
     "mmap": {"source"},
     "fcntl": {"checkpoint/disk.py"},
     "hmac": {"wire/signing.py"},
-    "xxhash": {"transfer/worker.py", "transfer/follower.py", "transfer/content_tree.py"},
+    "xxhash": {"transfer/pieces.py", "transfer/content_tree.py"},
     "_native": {"digests.py"},
     "random": {"transfer/service.py", "transfer/negotiation.py"},
     "time": {

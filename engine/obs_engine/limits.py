@@ -33,8 +33,8 @@ METADATA_MAX_BYTES = 8 * KIB
 LIST_PARTS_PAGE_MAX = 1000
 """Source: OBS API, "Listing Uploaded Parts", max-parts."""
 
-CONTENT_BLOCK_BYTES = 64 * MIB
-"""A leaf of the tree of digests that `checkSum` knows a file by. A number of ours: 10 TB make 4.5 MB of journal."""
+CONTENT_CHUNK_BYTES, CONTENT_BLOCK_BYTES = MIB, 64 * MIB
+"""Of the tree of digests that `checkSum` knows a file by: a leaf, and a knot of leaves. Numbers of ours."""
 
 REPLY_BODY_MAX_BYTES = 8 * MIB
 """A reply to any request of ours is XML; the largest is a page of 1,000 parts (some 300 KB)."""

@@ -17,7 +17,6 @@ from obs_engine.checkpoint.fold import UploadState, fold_all, salvage
 from obs_engine.checkpoint.records import (
     HEADER_BYTES,
     Binding,
-    BlockHashed,
     Completed,
     Initiated,
     Opened,
@@ -74,9 +73,7 @@ def journals(draw: st.DrawFn) -> list[Record]:
     )  # fmt: skip
     stored = draw(st.lists(st.integers(1, parts), unique=True) | st.permutations(range(1, parts + 1)))
     records: list[Record] = [binding, Initiated(draw(TEXT), core_of(binding))]
-    hashed = draw(st.lists(st.integers(0, min(2**32, binding.block_count) - 1), max_size=5, unique=True))
-    records += (BlockHashed(block, draw(DIGEST)) for block in hashed)
-    records += (PartStored(n, draw(TEXT)) for n in stored)
+    records += (PartStored(n, draw(TEXT), draw(DIGEST | st.just(b""))) for n in stored)
     if len(stored) == parts and draw(st.booleans()):
         records.append(Completed())
     for place in sorted(draw(st.lists(st.integers(0, len(records)), max_size=3)), reverse=True):
@@ -93,7 +90,7 @@ def is_of(state: UploadState, records: list[Record]) -> bool:
     said = salvage(records)
     return (
         state.parts.items() <= said.parts.items()
-        and state.blocks.items() <= said.blocks.items()
+        and state.contents.items() <= said.contents.items()
         and state.upload_id in (None, said.upload_id)
         and state.core in (b"", said.core)
         and state.binding in (None, said.binding)

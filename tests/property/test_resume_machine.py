@@ -26,9 +26,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from model import BLOCK, FAULTS, KEY, PART, SSE, World
+from model import FAULTS, KEY, PART, SSE, World
 from obs_engine.checkpoint.fold import UploadState
-from obs_engine.checkpoint.records import Binding
 from obs_engine.errors import JournalVersionError, ObsEngineError, ResumeRefusedError, ServiceError
 from obs_engine.transfer.messages import Uploaded
 from power import LOSSES, Killed, MortalDisk, PowerLossDisk
@@ -449,16 +448,9 @@ class Resume(RuleBasedStateMachine):
         is_proven = (
             held is not None
             and held.path == str(self.world.source)
-            and (not before.options.get("is_checksum") or self._is_known_by_content(before.known, held))
+            and (not before.options.get("is_checksum") or before.known.contents.keys() >= before.known.parts.keys())
         )
         return is_encrypted and not is_proven
-
-    def _is_known_by_content(self, known: UploadState, held: Binding) -> bool:
-        """Does the record vouch for the content of all parts, and the inode for that of the record?"""
-        size, ends = held.part_size_bytes, (min(n * held.part_size_bytes, held.size_bytes) for n in known.parts)
-        parts = zip(known.parts, ends, strict=True)
-        in_parts = {byte // BLOCK for number, end in parts for byte in range((number - 1) * size, end)}
-        return in_parts <= known.blocks.keys() and held.ctime_ns == os.stat(self.world.source).st_ctime_ns
 
 
 def settings_of(examples: int) -> settings:

@@ -32,7 +32,6 @@ from obs_engine.checkpoint.records import (
     MAGIC,
     VERSION,
     Binding,
-    BlockHashed,
     Completed,
     Initiated,
     Opened,
@@ -76,7 +75,7 @@ def without_holder(state: UploadState) -> UploadState:
 def test_records_come_back_as_they_went() -> None:
     """Every kind of record survives its bytes, names that are not UTF-8 and times before 1970 included."""
     odd = Binding("b", "k", "e", os.fsdecode(b"/x/\xff\xfe"), 1, -2, -(2**63), 2**64 - 1, 5, 6, OPTIONS)
-    hashed, opened = BlockHashed(2**32 - 1, b"x" * 16), Opened(0, -1, b"t" * 16, "")
+    hashed, opened = PartStored(2**32 - 1, "", b"x" * 16), Opened(0, -1, b"t" * 16, "")
     for record in [*RECORDS, Completed(), odd, hashed, Initiated("", core_of(odd)), opened]:
         assert decode(encode(record), 0) == (record, len(encode(record)))
 
@@ -217,7 +216,7 @@ def test_version_3_is_what_it_was() -> None:
     """The golden file of this version is what this code writes today, and reads back."""
     binding = replace(BINDING, path=os.fsdecode(b"/data/\xff"))
     initiated = Initiated("U1", core_of(binding))
-    records: list[Record] = [OPENED, binding, initiated, BlockHashed(0, b"x" * 16), *PARTS, Completed()]
+    records: list[Record] = [OPENED, binding, initiated, *PARTS[:2], replace(PARTS[2], content=b"x" * 16), Completed()]
     assert GOLDEN[3].read_bytes() == journal_bytes(records)
     found = recover(GOLDEN[3].read_bytes(), "j")
     assert [record for _, record in found.records] == records

@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from obs_engine.checkpoint.records import (
-    Binding,
-    BlockHashed,
-    Completed,
-    Initiated,
-    Opened,
-    PartStored,
-    Record,
-    core_of,
-)
+from obs_engine.checkpoint.records import Binding, Completed, Initiated, Opened, PartStored, Record, core_of
 
 
 @dataclass
@@ -27,7 +18,7 @@ class UploadState:
     Attributes:
         core: the binding, as the upload id's record repeats it.
         opened: who wrote last.
-        blocks: digests of the file's blocks by number, with `checkSum`.
+        contents: digests of what was sent of the parts, by number, with `checkSum`.
     """
 
     binding: Binding | None = None
@@ -36,7 +27,7 @@ class UploadState:
     is_completed: bool = False
     core: bytes = b""
     opened: Opened | None = None
-    blocks: dict[int, bytes] = field(default_factory=dict)
+    contents: dict[int, bytes] = field(default_factory=dict)
 
     def records(self) -> list[Record]:
         """The fewest records that fold into this state; without a word of who wrote them."""
@@ -46,8 +37,7 @@ class UploadState:
         if self.upload_id is not None:
             core = self.core or (core_of(self.binding) if self.binding is not None else b"")  # version 1 had none
             found.append(Initiated(self.upload_id, core))
-        found += (BlockHashed(block, digest) for block, digest in sorted(self.blocks.items()))
-        found += (PartStored(number, etag) for number, etag in sorted(self.parts.items()))
+        found += (PartStored(n, etag, self.contents.get(n, b"")) for n, etag in sorted(self.parts.items()))
         if self.is_completed:
             found.append(Completed())
         return found
@@ -82,11 +72,7 @@ def fold(state: UploadState, record: Record) -> None:
             raise ContradictoryRecord("a part before an upload id")
         if not 1 <= record.part_number <= state.binding.part_count:
             raise ContradictoryRecord(f"part {record.part_number} of {state.binding.part_count}")
-        state.parts[record.part_number] = record.etag
-    elif isinstance(record, BlockHashed):
-        if state.binding is None or record.block >= state.binding.block_count:
-            raise ContradictoryRecord(f"block {record.block} without a binding, or behind the file's end")
-        state.blocks[record.block] = record.digest
+        _take_part(state, record)
     elif isinstance(record, Initiated):
         if state.binding is None or state.upload_id is not None:
             raise ContradictoryRecord("an upload id without a binding, or a second one")
@@ -120,9 +106,7 @@ def salvage(records: Iterable[Record]) -> UploadState:
     state = UploadState()
     for record in records:
         if isinstance(record, PartStored):
-            state.parts[record.part_number] = record.etag
-        elif isinstance(record, BlockHashed):
-            state.blocks[record.block] = record.digest
+            _take_part(state, record)
         elif isinstance(record, Initiated):
             if state.upload_id not in (None, record.upload_id):
                 raise ContradictoryRecord("a second upload id")
@@ -136,3 +120,11 @@ def salvage(records: Iterable[Record]) -> UploadState:
                 raise ContradictoryRecord("a second binding")
             state.binding = record
     return state
+
+
+def _take_part(state: UploadState, part: PartStored) -> None:
+    state.parts[part.part_number] = part.etag
+    if part.content:
+        state.contents[part.part_number] = part.content
+    else:
+        state.contents.pop(part.part_number, None)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from obs_engine.checkpoint.fingerprint import DIGEST_BYTES, GROUPS, Fingerprint, from_version_1
-from obs_engine.limits import CONTENT_BLOCK_BYTES
 
 MAGIC = b"\x89OBSENG\n"  # Why 0x89 and a newline: a text-mode copy or a 7-bit channel damages them visibly
 VERSION = 3
@@ -22,7 +21,6 @@ _FRAME = struct.Struct("<IHBB")
 _NUMBERS = struct.Struct("<QqqQQQ")
 _PART = struct.Struct("<I")
 _OPENED = struct.Struct("<Iq16s")
-_BLOCK = struct.Struct("<I16s")
 _RESERVED = bytes(DIGEST_BYTES)  # version 2 had one digest of the whole content here
 _FINGERPRINT_BYTES = DIGEST_BYTES * (1 + len(GROUPS))
 _CORE_BYTES = _NUMBERS.size + _FINGERPRINT_BYTES + 2 * DIGEST_BYTES
@@ -66,10 +64,6 @@ class Binding:
     def part_count(self) -> int:
         return max(1, -(-self.size_bytes // self.part_size_bytes))
 
-    @property
-    def block_count(self) -> int:
-        return -(-self.size_bytes // CONTENT_BLOCK_BYTES)
-
 
 @dataclass(frozen=True)
 class Initiated:
@@ -85,21 +79,14 @@ class Initiated:
 
 @dataclass(frozen=True)
 class PartStored:
-    """The service acknowledged a part; its ETag exactly as given."""
+    """The service acknowledged a part; its ETag exactly as given.
+
+    `content` is a digest (16 bytes) of the bytes that were sent, with `checkSum`; else empty.
+    """
 
     part_number: int
     etag: str
-
-
-@dataclass(frozen=True)
-class BlockHashed:
-    """The xxh3-128 (16 bytes) of one block of the file, with `checkSum`; recorded before any part that lies in it.
-
-    Block n, from 0, covers `CONTENT_BLOCK_BYTES` from n times as many.
-    """
-
-    block: int
-    digest: bytes
+    content: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -123,12 +110,12 @@ class Opened:
     host: str
 
 
-Record = Binding | Initiated | PartStored | Completed | Opened | BlockHashed
+Record = Binding | Initiated | PartStored | Completed | Opened
 
-_BINDING, _INITIATED, _PART_STORED, _COMPLETED, _OPENED_BY, _BLOCK_HASHED = 1, 2, 3, 4, 5, 6
+_BINDING, _INITIATED, _PART_STORED, _COMPLETED, _OPENED_BY = 1, 2, 3, 4, 5
 
 
-_TYPE_AND_ZERO = re.compile(rb"[\x01-\x06]\x00")
+_TYPE_AND_ZERO = re.compile(rb"[\x01-\x05]\x00")
 
 
 class UnreadableRecord(Exception):
@@ -216,7 +203,8 @@ def restored(core: bytes, endpoint: str, bucket: str, key: str, path: str) -> Bi
 def _pack(record: Record) -> tuple[int, bytes]:
     match record:
         case PartStored():
-            return _PART_STORED, _PART.pack(record.part_number) + _text(record.etag)
+            assert len(record.content) in (0, DIGEST_BYTES)
+            return _PART_STORED, _PART.pack(record.part_number) + _text(record.etag) + record.content
         case Initiated():
             return _INITIATED, record.core + _text(record.upload_id)
         case Completed():
@@ -224,8 +212,6 @@ def _pack(record: Record) -> tuple[int, bytes]:
         case Opened():
             host = _text(record.host.encode("utf-8", "replace")[:HOST_MAX_BYTES].decode("utf-8", "ignore"))
             return _OPENED_BY, _OPENED.pack(record.pid, record.since_s, record.target) + host
-        case BlockHashed():
-            return _BLOCK_HASHED, _BLOCK.pack(record.block, record.digest)
         case Binding():
             texts = b"".join(map(_text, (record.bucket, record.key, record.endpoint, record.path)))
             return _BINDING, _packed_core(record) + texts
@@ -234,8 +220,13 @@ def _pack(record: Record) -> tuple[int, bytes]:
 def _unpack(kind: int, data: bytes, version: int) -> Record:
     if kind == _PART_STORED:
         (number,) = _PART.unpack_from(data)
-        (etag,) = _texts(data, _PART.size, 1)
-        return PartStored(number, etag)
+        (length,) = struct.unpack_from("<H", data, _PART.size)
+        end = _PART.size + 2 + length
+        content = data[end:] if version > 2 else b""
+        if len(content) not in (0, DIGEST_BYTES):
+            raise ValueError(f"a digest of {len(content)} bytes")
+        (etag,) = _texts(data[: len(data) - len(content)], _PART.size, 1)
+        return PartStored(number, etag, content)
     if kind == _INITIATED:
         core = data[:_CORE_BYTES] if version > 1 else b""
         (upload_id,) = _texts(data, len(core), 1)
@@ -246,8 +237,6 @@ def _unpack(kind: int, data: bytes, version: int) -> Record:
         pid, since_s, target = _OPENED.unpack_from(data)
         (host,) = _texts(data, _OPENED.size, 1)
         return Opened(pid, since_s, target, host)
-    if kind == _BLOCK_HASHED:
-        return BlockHashed(*_BLOCK.unpack(data))
     if kind == _BINDING:
         head = _CORE_BYTES - DIGEST_BYTES
         if version == 1:  # one digest of the options, where there is a fingerprint now

@@ -14,7 +14,6 @@ from obs_engine.checkpoint.journal import read_file
 from obs_engine.checkpoint.records import (
     HEADER_BYTES,
     Binding,
-    BlockHashed,
     Completed,
     Initiated,
     Opened,
@@ -25,7 +24,7 @@ from obs_engine.checkpoint.recovery import Recovered, looks_like_json, recover
 from obs_engine.checkpoint.sdk_record import read_sdk_record
 
 _NAMES = {Binding: "binding", Initiated: "initiated", PartStored: "part stored", Completed: "completed",
-          Opened: "opened", BlockHashed: "block hashed"}  # fmt: skip
+          Opened: "opened"}  # fmt: skip
 
 
 @click.group()

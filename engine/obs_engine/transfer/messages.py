@@ -238,7 +238,8 @@ class UploadReport:
         verify: the rung of verification that was climbed.
         etag: of the object, as its parts make it, without quotes; None where their ETags are no MD5s.
         crc64: of the file, where it was asked for; 0 to 2**64 - 1.
-        xxh3: with `checkSum`, 32 hex digits over the whole content: the xxh3-128 of the xxh3-128s of each 64 MiB.
+        xxh3: with `checkSum`, 32 hex digits over the whole content: the xxh3-128 of those of each 64 MiB of the file,
+            each of which is that of those of each 1 MiB of it, whatever the size of the parts.
     """
 
     upload_id: str
@@ -346,8 +347,8 @@ class PartTask(NamedTuple):
     Attributes:
         now_s: dates the signature.
         content_md5: for the service to check; "" for none.
-        is_md5: digest the part behind its sending.
-        is_hashed: and the blocks of content that lie in it entirely.
+        is_md5: digest it as a whole behind its sending.
+        is_hashed: digest it piece by piece as it is sent.
     """
 
     task: int
@@ -372,7 +373,7 @@ class RequestTask(NamedTuple):
 
 
 class HashTask(NamedTuple):
-    """xxh3-128 of `length` bytes from `offset`."""
+    """xxh3-128 of each piece of `length` bytes from `offset`, see `pieces`."""
 
     task: int
     upload: int
@@ -426,7 +427,7 @@ class PartStoredReply(NamedTuple):
         is_crc64_shown: the service computed the same.
         is_encrypted: the service says that it encrypts: the ETag need be no MD5.
         md5: of the file's bytes, in 32 hex digits; "" where it was not asked for.
-        blocks: (number, xxh3-128) of the blocks of content that were asked for.
+        pieces: xxh3-128 of each piece of what was sent (see `pieces`), where they were asked for.
     """
 
     task: int
@@ -435,7 +436,7 @@ class PartStoredReply(NamedTuple):
     is_crc64_shown: bool = False
     is_encrypted: bool = False
     md5: str = ""
-    blocks: tuple[tuple[int, str], ...] = ()
+    pieces: tuple[str, ...] = ()
 
 
 class TaskReplied(NamedTuple):

@@ -37,7 +37,6 @@ from obs_engine.errors import ResumeRefusedError, SourceChangedError
 from obs_engine.limits import PART_COUNT_MAX
 from obs_engine.source.plan import PartPlan
 from obs_engine.transfer.checkpoint_file import OpenRecord
-from obs_engine.transfer.content_tree import blocks_of
 from obs_engine.transfer.messages import UploadRequest
 from obs_engine.transfer.service import Service, bare_etag, is_another_object, is_md5
 from obs_engine.wire.replies import ListedPart, ListedUpload, Reply, error_of, read_fault
@@ -45,7 +44,7 @@ from obs_engine.wire.replies import ListedPart, ListedUpload, Reply, error_of, r
 _log = logging.getLogger("obs_engine")
 
 _NO_PARTS: Mapping[int, str] = MappingProxyType({})
-_NO_BLOCKS: Mapping[int, bytes] = MappingProxyType({})
+_NO_CONTENTS: Mapping[int, bytes] = MappingProxyType({})
 
 
 class Testimony(NamedTuple):
@@ -55,7 +54,7 @@ class Testimony(NamedTuple):
         binding: None where another than this engine made the record, or damage took it.
         plan: None where it must be guessed from the parts that the service has.
         parts: ETags by number.
-        blocks: digests of the file's blocks by number, where the file was identified by its content, too.
+        contents: digests of what was sent of the parts, by number, where the file was identified by its content, too.
         claimed: parts that are said to be done, with no ETag.
         is_told: the user says that there is an upload.
     """
@@ -67,7 +66,7 @@ class Testimony(NamedTuple):
     upload_id: str | None = None
     plan: PartPlan | None = None
     parts: Mapping[int, str] = _NO_PARTS
-    blocks: Mapping[int, bytes] = _NO_BLOCKS
+    contents: Mapping[int, bytes] = _NO_CONTENTS
     claimed: frozenset[int] = frozenset()
     is_told: bool = False
 
@@ -131,10 +130,10 @@ def _of_journal(
     source, reason = _compared(binding, now, options)
     plan = PartPlan(binding.size_bytes, binding.part_size_bytes)
     parts = {number: etag for number, etag in state.parts.items() if 1 <= number <= plan.part_count}
-    blocks = {block: digest for block, digest in state.blocks.items() if block < binding.block_count}
-    if is_checksum and source is Source.SAME and (doubt := _doubt_of_content(binding, now, plan, parts, blocks)):
-        source, reason = Source.UNPROVEN, doubt
-    return Testimony(record, source, reason, binding, state.upload_id, plan, parts, blocks)
+    contents = {number: digest for number, digest in state.contents.items() if number in parts}
+    if is_checksum and source is Source.SAME and contents.keys() != parts.keys():
+        source, reason = Source.UNPROVEN, "checkSum is asked for, and the record has no digests of its parts' content"
+    return Testimony(record, source, reason, binding, state.upload_id, plan, parts, contents)
 
 
 def _of_sdk(sdk: SdkRecord, now: Binding, *, is_checksum: bool) -> Testimony:
@@ -170,21 +169,6 @@ def _compared(held: Binding, now: Binding, options: Options) -> tuple[Source, st
     if held.inode != now.inode and held.path != now.path:
         return Source.UNPROVEN, "another file of the same size and time stands in for the one that was begun with"
     return Source.SAME, ""
-
-
-def _doubt_of_content(
-    held: Binding, now: Binding, plan: PartPlan, parts: Mapping[int, str], blocks: Mapping[int, bytes]
-) -> str:
-    """Why, with `checkSum`, recorded parts may be of other bytes although the recorded blocks are the file's.
-
-    Why ctime: a file that was edited while it was uploaded, and put right again with its time, has the blocks that were
-    recorded, and parts that were sent meanwhile have not.
-    """
-    if held.ctime_ns != now.ctime_ns:
-        return "the file's inode changed since, and checkSum does not take its word"
-    if not all(block in blocks for number in parts for block in blocks_of(*plan.part(number))):
-        return "checkSum is asked for, and the record has no digest of the content of all parts"
-    return ""
 
 
 def _is_path_of(recorded: str, path: str) -> bool:

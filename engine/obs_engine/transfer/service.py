@@ -316,15 +316,14 @@ class Service:
         found = await self._digests([lambda task, at=at: Crc64Task(task, upload, *at) for at in ranges])  # type: ignore[misc]
         return [int(digest, 16) for (digest,) in found]
 
-    async def xxh3s(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """xxh3-128 of each range (offset, length) of the file, by the workers, 16 bytes each.
+    async def pieces(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
+        """xxh3-128 of each piece of each range (offset, length) of the file, by the workers, as 32 hex digits.
 
         Raises:
             SourceError: the file cannot be read.
         """
         upload = self._session.upload
-        found = await self._digests([lambda task, at=at: HashTask(task, upload, *at) for at in ranges])  # type: ignore[misc]
-        return [bytes.fromhex(digest) for (digest,) in found]
+        return await self._digests([lambda task, at=at: HashTask(task, upload, *at) for at in ranges])  # type: ignore[misc]
 
     async def _digests(self, tasks: Sequence[Callable[[int], Task]]) -> list[tuple[str, ...]]:
         """The digests of each task, in their order; one task in each worker at a time."""

@@ -18,7 +18,7 @@ from dataclasses import replace
 from obs_engine.checkpoint.fingerprint import fingerprint
 from obs_engine.checkpoint.fold import UploadState
 from obs_engine.checkpoint.journal import JournalLike, NoJournal
-from obs_engine.checkpoint.records import Binding, BlockHashed, Completed, Initiated, PartStored, core_of, path_end
+from obs_engine.checkpoint.records import Binding, Completed, Initiated, PartStored, core_of, path_end
 from obs_engine.checkpoint.resume_table import Action, Source
 from obs_engine.errors import (
     IntegrityError,
@@ -34,7 +34,7 @@ from obs_engine.source.page_cache import PageCache
 from obs_engine.source.plan import PartPlan, plan_parts
 from obs_engine.transfer.access import Access
 from obs_engine.transfer.checkpoint_file import OpenRecord, open_record
-from obs_engine.transfer.content_tree import ContentTree, blocks_of, words
+from obs_engine.transfer.content_tree import ContentTree, words
 from obs_engine.transfer.messages import (
     PartStoredReply,
     PartTask,
@@ -49,13 +49,14 @@ from obs_engine.transfer.progress import ProgressFeed
 from obs_engine.transfer.proof import RESENDS_MAX, PartProof
 from obs_engine.transfer.readback import first_difference
 from obs_engine.transfer.resume import Decision, Inquiry, Testimony, testify
-from obs_engine.transfer.service import Service, bare_etag, is_md5, multipart_etag, together
+from obs_engine.transfer.service import Service, multipart_etag, together
 from obs_engine.wire.replies import Reply, error_of, read_completed, read_fault
 
 _log = logging.getLogger("obs_engine")
 
 ABORT_TIMEOUT_S = 1.0
 ETAG_LENGTH_MAX = 1024
+CONTENT_LOOKS_MAX = 5
 SOME_PARTS_FAILED = "some parts are failed when upload. Please try again"
 """The SDK's words, which scripts look for."""
 
@@ -227,14 +228,13 @@ class Upload:
         )  # fmt: skip
 
     async def _with_content_compared(self, said: Testimony) -> Testimony:
-        """With `checkSum`, the recorded blocks are what the file must still have, before anything else is asked."""
-        if self._tree is None or not said.blocks or said.source not in (Source.SAME, Source.UNPROVEN):
+        """With `checkSum`, the file must still have what was sent of it, before anything else is asked."""
+        if self._tree is None or said.plan is None or said.source not in (Source.SAME, Source.UNPROVEN):
             return said
-        changed = await self._tree.differing(said.blocks)
-        if not changed:
+        differing = await self._tree.differing({said.plan.part(n): digest for n, digest in said.contents.items()})
+        if not differing:
             return said
-        where = words(changed, self._identity.size_bytes)
-        reason = f"the file {os.path.basename(self._request.path)!r} changed its content ({where})"
+        reason = f"the file {os.path.basename(self._request.path)!r} changed its content ({words(differing)})"
         return said._replace(source=Source.CHANGED, reason=reason)
 
     def _continue(self, said: Testimony, decision: Decision) -> None:
@@ -251,9 +251,10 @@ class Upload:
                 journal.append(PartStored(number, parts[number]))
         else:
             binding = self._binding_of(said, plan)
-            blocks = (BlockHashed(block, digest) for block, digest in said.blocks.items())
-            stored = (PartStored(number, etag) for number, etag in parts.items())
-            journal.rewrite([binding, Initiated(upload_id, core_of(binding)), *blocks, *stored])
+            # A part that is adopted with another ETag was not sent by who recorded it.
+            known = {n: said.contents.get(n, b"") for n, etag in parts.items() if said.parts.get(n) == etag}
+            stored = (PartStored(number, etag, known.get(number, b"")) for number, etag in parts.items())
+            journal.rewrite([binding, Initiated(upload_id, core_of(binding)), *stored])
         journal.sync()
         self._progress.begin(self._state, self._plan)
 
@@ -305,8 +306,6 @@ class Upload:
     async def _send_part(self, part_number: int, proof: PartProof) -> None:
         """Sends a part until it is proven that it arrived as it is in the file, and records it."""
         proof.begin(part_number)
-        if self._tree is not None:
-            self._tree.begin(*self._plan.part(part_number), is_followed=proof.follows)
         corruptions = 0
         while True:
             content_md5 = await proof.content_md5(part_number)
@@ -327,19 +326,12 @@ class Upload:
                 )
             if mismatch.is_corrupt:
                 _log.warning("%s; it is sent again", what)
-        await self._record_part(part_number, reply)
+        self._record_part(part_number, reply)
 
-    async def _record_part(self, part_number: int, reply: PartStoredReply) -> None:
+    def _record_part(self, part_number: int, reply: PartStoredReply) -> None:
         offset, length = self._plan.part(part_number)
-        if self._tree is not None:
-            # Recorded before the part: what a part lies in is known of every part that is recorded.
-            self._tree.know({block: bytes.fromhex(digest) for block, digest in reply.blocks})
-            leaves = await self._tree.leaves(offset, length)
-            self._check_source()
-            for block, digest in leaves.items():
-                if block not in self._state.blocks:
-                    self._journal.append(BlockHashed(block, digest))
-        self._journal.append(PartStored(part_number, reply.etag))
+        content = b"" if self._tree is None else self._tree.take(offset, length, reply.pieces)
+        self._journal.append(PartStored(part_number, reply.etag, content))
         self._cache.drop(offset, length)
         if reply.crc64:
             self._crc64s[part_number] = int(reply.crc64, 16)
@@ -361,7 +353,7 @@ class Upload:
             self._part_attempts += 1
             return PartTask(
                 number, self._session.upload, upload_id, part_number, offset, length, time.time(), content_md5,
-                is_md5=is_followed, is_hashed=is_followed and self._tree is not None,
+                is_md5=is_followed, is_hashed=self._tree is not None,
             )  # fmt: skip
 
         try:
@@ -457,29 +449,24 @@ class Upload:
         Raises:
             SourceTruncatedError, SourceChangedError: it is not.
         """
-        now = recheck(self._request.path, self._identity)
-        if self._tree is None:
-            return
-        self._xxh3 = await self._tree.root()
-        changed: list[int] = []
-        if (now.ctime_ns, now.inode) != (self._identity.ctime_ns, self._identity.inode):
+        seen, found = self._identity, "its inode changing again and again"
+        for _ in range(CONTENT_LOOKS_MAX):
+            if self._tree is not None:
+                self._xxh3 = await self._tree.root()
+            now = recheck(self._request.path, self._identity)
+            if self._tree is None or (now.ctime_ns, now.inode) == (seen.ctime_ns, seen.inode):
+                return
             _log.info("%s: the file's inode changed, and neither size nor time: comparing its content", self._what)
-            changed = await self._tree.changed()
-            changed += await self._blocks_of_other_parts()
-        if changed:
-            raise SourceChangedError(
-                f"uploadFile {self._request.path!r}: expected the content that was sent, found "
-                f"{words(sorted(set(changed)), now.size_bytes)} changed meanwhile; nothing was completed: call again "
-                "to upload what it is now"
-            )
-
-    async def _blocks_of_other_parts(self) -> list[int]:
-        """Blocks with a part whose ETag is not the MD5 of the file's bytes (any more)."""
-        etags = {number: bare_etag(etag) for number, etag in self._state.parts.items()}
-        comparable = [number for number, etag in etags.items() if is_md5(etag) and not self._request.is_encrypted]
-        md5s = await self._service.md5s([self._plan.part(number) for number in comparable])
-        others = [number for number, md5 in zip(comparable, md5s, strict=True) if etags[number] != md5]
-        return [block for number in others for block in blocks_of(*self._plan.part(number))]
+            seen, contents = now, self._state.contents
+            self._tree = ContentTree(self._service, now.size_bytes)
+            differing = await self._tree.differing({self._plan.part(n): digest for n, digest in contents.items()})
+            if differing:
+                found = f"{words(differing)} changed meanwhile"
+                break
+        raise SourceChangedError(
+            f"uploadFile {self._request.path!r}: expected the content that was sent, found {found}; nothing was "
+            "completed: call again to upload what it is now"
+        )
 
     async def _read_back(self, reply: Reply) -> None:
         """Compares the object with the file, where that rung was asked for.

@@ -39,6 +39,7 @@ from obs_engine.transfer.messages import (
     TaskReplied,
     encode,
 )
+from obs_engine.transfer.pieces import HashedWindow, Pieces
 from obs_engine.transfer.transport import Sink, Transport
 from obs_engine.wire.replies import Reply
 from obs_engine.wire.requests import Request, crc64_header, finish, get_object, upload_part, with_headers
@@ -75,7 +76,7 @@ class Worker:
             PartTask: self._send_part,
             RequestTask: self._send_request,
             CompareTask: self._compare,
-            HashTask: lambda task: self._digest(task, _xxh3),
+            HashTask: lambda task: self._digest(task, _pieces),
             Md5Task: lambda task: self._digest(task, _md5s),
             Crc64Task: lambda task: self._digest(task, _crc64),
         }
@@ -165,10 +166,14 @@ class Worker:
     def _stream_part(self, upload: _OpenFile, task: PartTask, crc64: int | None) -> None:
         known = upload.known
         try:
-            window = upload.window(task.offset, task.length)
+            window: Window = upload.window(task.offset, task.length)
+            if task.is_md5:
+                self._followers[task.task] = Follower(task, upload.window(task.offset, task.length))
         except ObsEngineError as error:
             self._say(TaskFailed(task.task, ErrorInfo.of(error)))
             return
+        if task.is_hashed:
+            window = HashedWindow(window, task.offset)
         checked = [] if crc64 is None else [crc64_header(known.target.signature, crc64)]
         if task.content_md5:
             checked.append(("Content-MD5", task.content_md5))
@@ -179,21 +184,16 @@ class Worker:
         def on_done(result: Reply | ObsEngineError) -> None:
             window.close()
             self._show_in_flight(is_forced=True)
-            self._say(self._part_outcome(known, task, crc64, result))
+            pieces = window.digests() if isinstance(window, HashedWindow) else ()
+            self._say(self._part_outcome(known, task, crc64, pieces, result))
             self._stop_following(task.task)
 
-        if task.is_md5 or task.is_hashed:
-            try:
-                self._followers[task.task] = Follower(task, upload.window(task.offset, task.length))
-            except ObsEngineError as error:
-                window.close()
-                self._say(TaskFailed(task.task, ErrorInfo.of(error)))
-                return
         self._start(upload, task.task, request, task.now_s, on_done, window)
 
     def _part_outcome(
-        self, known: OpenUpload, task: PartTask, crc64: int | None, result: Reply | ObsEngineError
-    ) -> Outcome:
+        self, known: OpenUpload, task: PartTask, crc64: int | None, pieces: tuple[str, ...],
+        result: Reply | ObsEngineError,
+    ) -> Outcome:  # fmt: skip
         etag = result.header("etag") if isinstance(result, Reply) and result.status == 200 else None
         if etag is None:
             return _outcome(task.task, result)
@@ -211,8 +211,8 @@ class Worker:
             crc64="" if crc64 is None else f"{crc64:016x}",
             is_crc64_shown=told is not None,
             is_encrypted=any("server-side-encryption" in name for name, _ in result.headers),
-            md5=follower.md5.hexdigest() if follower is not None and task.is_md5 else "",
-            blocks=() if follower is None else tuple(follower.blocks),
+            md5="" if follower is None else follower.md5.hexdigest(),
+            pieces=pieces,
         )  # fmt: skip
 
     def _send_request(self, task: RequestTask) -> None:
@@ -367,18 +367,15 @@ class _OpenFile:
             self._descriptor = -1
 
 
-def _xxh3(upload: _OpenFile, task: HashTask) -> _Digesting:
-    from xxhash import xxh3_128
-
-    digest = xxh3_128()
-    end = task.offset + task.length
-    for offset in range(task.offset, end, _HASH_STEP_BYTES):
-        length = min(_HASH_STEP_BYTES, end - offset)
-        window = upload.window(offset, length)
-        digest.update(window[0:length])
+def _pieces(upload: _OpenFile, task: HashTask) -> _Digesting:
+    pieces, window = Pieces(task.offset), upload.window(task.offset, task.length)
+    try:
+        for offset in range(0, task.length, _HASH_STEP_BYTES):
+            pieces.take(window[offset : min(offset + _HASH_STEP_BYTES, task.length)])
+            yield
+    finally:
         window.close()
-        yield
-    return (digest.hexdigest(),)
+    return pieces.digests()
 
 
 def _crc64(upload: _OpenFile, task: Crc64Task | PartTask) -> _Digesting:
