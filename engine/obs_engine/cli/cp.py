@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -12,7 +12,7 @@ from obs_engine.arguments import RECORD_SUFFIX
 from obs_engine.cli.connection import SCHEME, Bar, Command, connection_options, decorated, open_client, split_target
 from obs_engine.errors import ResumeRefusedError, ServiceError
 from obs_engine.limits import MIB
-from obs_engine.options import EngineOptions
+from obs_engine.options import EngineOptions, Reader, Verify
 
 
 def _upload_command(command: Command) -> Command:
@@ -23,6 +23,10 @@ def _upload_command(command: Command) -> Command:
         click.option("--processes", type=int, help="Workers.  [default: cores]"),
         click.option("--checkpoint-file", type=click.Path(), help=f"[default: FILE{RECORD_SUFFIX}]"),
         click.option("--checksum", is_flag=True, help="Tell by content, too, whether FILE is the one begun with."),
+        click.option("--verify", type=click.Choice(get_args(Verify)), default="etag", show_default=True,
+                     help="What must be proven before success is reported."),
+        click.option("--reader", type=click.Choice(get_args(Reader)), default="auto", show_default=True,
+                     help="How FILE is read."),
         click.option("--on-source-change", type=click.Choice(["restart", "refuse"]), default="restart",
                      show_default=True, help="Where FILE changed since its upload began."),
         click.option("--quiet", is_flag=True, help="No progress bar."),
@@ -67,11 +71,13 @@ def resume(file: str, target: str, adopt: bool, upload_id: str | None, **options
 
 def _upload(
     file: str, target: str, *, is_checkpoint: bool, part_size_mib: float, task_num: int, processes: int | None,
-    checkpoint_file: str | None, checksum: bool, on_source_change: Any, quiet: bool, adopt: bool | str = False,
-    **connection: Any,
+    checkpoint_file: str | None, checksum: bool, verify: Any, reader: Any, on_source_change: Any, quiet: bool,
+    adopt: bool | str = False, **connection: Any,
 ) -> None:  # fmt: skip
     bucket, key = split_target(target, file)
-    engine = EngineOptions(processes=processes, on_source_change=on_source_change, adopt=adopt)
+    engine = EngineOptions(
+        processes=processes, verify=verify, reader=reader, on_source_change=on_source_change, adopt=adopt
+    )
     with open_client(engine, **connection) as client, Bar(key, is_quiet=quiet) as bar:
         result = client.uploadFile(
             bucket, key, file, int(part_size_mib * MIB), task_num, is_checkpoint, checkpoint_file, checksum,
@@ -84,7 +90,10 @@ def _upload(
         )
     report = result.report
     adopted = f" ({report.parts_adopted} found on the service)" if report.parts_adopted else ""
+    crc64 = f"  CRC-64 {report.crc64}" if report.crc64 is not None else ""
+    xxh3 = f"  xxh3 {report.xxh3}" if report.xxh3 is not None else ""
     click.echo(
         f"{SCHEME}{bucket}/{key}  {report.size_bytes} bytes  {report.parts} parts  resumed {report.parts_resumed}"
-        f"{adopted}  sent {report.parts_sent}  {report.seconds:.2f} s  ETag {result.body.etag}"
+        f"{adopted}  sent {report.parts_sent}  {report.seconds:.2f} s  verified by {report.verify}"
+        f"  ETag {result.body.etag}{crc64}{xxh3}"
     )
