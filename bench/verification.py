@@ -50,7 +50,7 @@ class Row:
         question: "cost", "resume" or "first_byte".
         row: name of the client.
         size: bytes of the file.
-        parts_sent, blocks: of a resumed upload: the parts that were left, and the blocks of 64 MiB that were compared.
+        parts_sent, compared: of a resumed upload: the parts that were left, and those whose content was compared.
     """
 
     question: str
@@ -68,7 +68,7 @@ class Row:
     request_ms: list[float] = field(default_factory=list)
     part_ms: list[float] = field(default_factory=list)
     parts_sent: list[int] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
+    compared: list[int] = field(default_factory=list)
     failure: str | None = None
 
     @property
@@ -138,7 +138,7 @@ class Bench:
 
     def resume(self, row: Row, *, is_kept: bool) -> None:
         """The big file, whose last part is refused; then again, in another process, and it is taken."""
-        blocks = self._interrupt(row.row)
+        compared = self._interrupt(row.row)
         done = upload(self._sink, row.row, [self._big], is_resumed=True)
         requests = done.stats["requests"]
         sent = requests.get("UploadPart", 0)
@@ -151,11 +151,11 @@ class Bench:
         row.wall_s.append(done.wall_s)
         row.request_ms.append(done.request_ms)
         row.parts_sent.append(sent)
-        row.blocks.append(blocks)
+        row.compared.append(compared)
         row.requests = requests
 
     def _interrupt(self, name: str) -> int:
-        """Uploads all but the end: how many blocks of content are in the record that is left."""
+        """Uploads all but the end: how many parts have a digest in the record that is left."""
         from obs_engine.checkpoint.journal import peek
 
         for record in records_of(self._big):
@@ -171,12 +171,12 @@ class Bench:
             self._sink.refuse([])
         refused, records = self._sink.stats()["refused"], records_of(self._big)
         state = peek(str(records[0])) if len(records) == 1 else None
-        if not done.returncode or not refused or state is None or bool(state.blocks) != CLIENTS[name].is_checksum:
+        if not done.returncode or not refused or state is None or bool(state.contents) != CLIENTS[name].is_checksum:
             raise RunFailed(
                 f"{name}: expected the last part refused and a record of the others, found status {done.returncode}, "
                 f"{refused} refused, {len(records)} records\n{done.stderr[-4000:]}"
             )
-        return len(state.blocks)
+        return len(state.contents)
 
 
 def measure(bench: Bench, rows: Sequence[Row], runs: int) -> None:
@@ -246,7 +246,7 @@ def _soon(found: Found) -> Iterator[list[str]]:
             yield [what, spread([ms / 1e3 for ms in row.part_ms]), "-", goal]
         elif row.question == RESUME:
             goal = f"{RESUME_GOAL_S}" if CLIENTS[row.row].is_checksum else ""
-            compared = f"{max(row.blocks, default=0)} blocks compared"
+            compared = f"{max(row.compared, default=0)} parts compared"
             what = f"{row.size / GB:g} GB resumed, {row.row} ({compared}): first request, s"
             yield [what, spread([ms / 1e3 for ms in row.request_ms]), "-", goal]
     sdk = [found.get((COST, "sdk_checksum", link)) for link in LINKS]

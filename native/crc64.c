@@ -52,11 +52,20 @@ crc64_combine(uint64_t crc_a, uint64_t crc_b, uint64_t length_b)
     return times(crc_a, power(x_to_the_8, length_b)) ^ crc_b;
 }
 
-void
-crc64_fill_tables(Crc64Tables *tables)
+/* What carries the halves of a chunk over `bits`.
+ * Why one less than the distance: a carry-less product of two reversed words comes out times x. */
+static void
+fill_fold(uint64_t fold[2], uint64_t bits)
 {
     const uint64_t x = X_TO_THE_0 >> 1;
 
+    fold[0] = power(x, bits + 64 - 1);
+    fold[1] = power(x, bits - 1);
+}
+
+void
+crc64_fill_tables(Crc64Tables *tables)
+{
     for (unsigned byte = 0; byte < 256; byte++) {
         uint64_t crc = byte;
 
@@ -72,11 +81,10 @@ crc64_fill_tables(Crc64Tables *tables)
             tables->slice[k][byte] = crc >> 8 ^ tables->slice[0][crc & 0xff];
         }
     }
-    /* Why one less than the distance: a carry-less product of two reversed words comes out times x. */
-    tables->fold_1024[0] = power(x, 1024 + 64 - 1);
-    tables->fold_1024[1] = power(x, 1024 - 1);
-    tables->fold_128[0] = power(x, 128 + 64 - 1);
-    tables->fold_128[1] = power(x, 128 - 1);
+    fill_fold(tables->fold_2048, 2048);
+    fill_fold(tables->fold_1024, 1024);
+    fill_fold(tables->fold_512, 512);
+    fill_fold(tables->fold_128, 128);
 }
 
 static inline uint64_t
@@ -164,7 +172,58 @@ crc64_pclmul(const Crc64Tables *tables, uint64_t crc, const uint8_t *data, size_
     return ~remainder_by_table(tables, crc, (const uint8_t *)from, length);
 }
 
+#define FOLD512_TARGET __attribute__((target("vpclmulqdq,pclmul,avx512f,sse2")))
+
+/* As fold, four chunks at a time. */
+FOLD512_TARGET static inline __attribute__((always_inline)) __m512i
+fold512(__m512i chunks, __m512i by, __m512i next)
+{
+    const __m512i upper = _mm512_clmulepi64_epi128(chunks, by, 0x00), lower = _mm512_clmulepi64_epi128(chunks, by, 0x11);
+
+    return _mm512_ternarylogic_epi64(upper, lower, next, 0x96); /* all three xored */
+}
+
+FOLD512_TARGET static inline __attribute__((always_inline)) __m512i
+four_times(const uint64_t fold[2])
+{
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)fold));
+}
+
+FOLD512_TARGET uint64_t
+crc64_avx512(const Crc64Tables *tables, uint64_t crc, const uint8_t *data, size_t length)
+{
+    enum { VECTORS = 4, VECTOR = 64, STRIDE = VECTOR * VECTORS };
+    const __m512i far = four_times(tables->fold_2048), middle = four_times(tables->fold_512);
+    __m512i vector[VECTORS], all;
+    uint8_t rest[VECTOR];
+
+    if (length < STRIDE) {
+        return crc64_pclmul(tables, crc, data, length);
+    }
+    for (int i = 0; i < VECTORS; i++) {
+        vector[i] = _mm512_loadu_si512(data + VECTOR * i);
+    }
+    vector[0] = _mm512_xor_si512(vector[0], _mm512_zextsi128_si512(_mm_cvtsi64_si128((long long)~crc)));
+    for (data += STRIDE, length -= STRIDE; length >= STRIDE; data += STRIDE, length -= STRIDE) {
+        for (int i = 0; i < VECTORS; i++) {
+            vector[i] = fold512(vector[i], far, _mm512_loadu_si512(data + VECTOR * i));
+        }
+    }
+    all = vector[0];
+    for (int i = 1; i < VECTORS; i++) {
+        all = fold512(all, middle, vector[i]);
+    }
+    for (; length >= VECTOR; data += VECTOR, length -= VECTOR) {
+        all = fold512(all, middle, _mm512_loadu_si512(data));
+    }
+    /* What is left is a message that has that remainder: ones before it, as a CRC has them, would be too many. */
+    _mm512_storeu_si512(rest, all);
+    crc = remainder_by_table(tables, 0, rest, sizeof(rest));
+    return ~remainder_by_table(tables, crc, data, length);
+}
+
 static const Crc64Kernel kernel_pclmul = {"pclmul", crc64_pclmul};
+static const Crc64Kernel kernel_avx512 = {"avx512", crc64_avx512};
 
 #endif
 
@@ -177,6 +236,9 @@ crc64_find_kernels(const Crc64Kernel *kernels[CRC64_KERNELS_MAX])
 
 #ifdef NATIVE_X86_64
     __builtin_cpu_init();
+    if (__builtin_cpu_supports("pclmul") && __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("avx512f")) {
+        kernels[count++] = &kernel_avx512;
+    }
     if (__builtin_cpu_supports("pclmul")) {
         kernels[count++] = &kernel_pclmul;
     }

@@ -78,7 +78,9 @@ extern const Md5Kernel md5_kernel_simd128;
 /* 32 KiB of slicing tables and the folding constants, filled once per module. */
 typedef struct {
     uint64_t slice[16][256];
-    uint64_t fold_1024[2]; /* carry 16 bytes over the next 128, and over the next 16 */
+    uint64_t fold_2048[2]; /* carry 16 bytes over the next 256, 128, 64 and 16 */
+    uint64_t fold_1024[2];
+    uint64_t fold_512[2];
     uint64_t fold_128[2];
 } Crc64Tables;
 
@@ -89,7 +91,7 @@ typedef struct {
     Crc64Function run;
 } Crc64Kernel;
 
-#define CRC64_KERNELS_MAX 2
+#define CRC64_KERNELS_MAX 3
 
 void crc64_fill_tables(Crc64Tables *tables);
 
@@ -100,6 +102,7 @@ size_t crc64_find_kernels(const Crc64Kernel *kernels[CRC64_KERNELS_MAX]);
 uint64_t crc64_table(const Crc64Tables *tables, uint64_t crc, const uint8_t *data, size_t length);
 #ifdef NATIVE_X86_64
 uint64_t crc64_pclmul(const Crc64Tables *tables, uint64_t crc, const uint8_t *data, size_t length);
+uint64_t crc64_avx512(const Crc64Tables *tables, uint64_t crc, const uint8_t *data, size_t length);
 #endif
 
 /* The CRC of A followed by B, from the CRC of each and the length of B in bytes. */

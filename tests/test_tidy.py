@@ -38,7 +38,7 @@ KEEPERS = {
     "time": {
         "transfer/upload.py", "transfer/service.py", "transfer/access.py", "transfer/negotiation.py",
         "transfer/worker.py", "transfer/checkpoint_file.py", "transfer/readback.py", "transfer/verification.py",
-        "client.py", "credentials.py", "cli",
+        "client.py", "credentials/source.py", "credentials/keeper.py", "credentials/asking.py", "cli",
     },
     "subprocess": {"transfer/launch.py", "cli"},
     "asyncio": {

@@ -39,7 +39,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("OBS_", "OIDC_", "HUAWEI_CLOUD_")):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(credentials, "_pause", lambda _: None)
+    monkeypatch.setattr(credentials.asking, "_pause", lambda _: None)
 
 
 @pytest.fixture(autouse=True)
@@ -162,10 +162,12 @@ def ecs(cloud: Cloud, proxies: None) -> type[ECS]:
 
 
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Moves the clocks of the module."""
-    monkeypatch.setattr(credentials, "time", SimpleNamespace(
+    """Moves the clocks of the room."""
+    moved = SimpleNamespace(
         time=lambda: time.time() + seconds, monotonic=lambda: time.monotonic() + seconds, strptime=time.strptime,
-    ))  # fmt: skip
+    )  # fmt: skip
+    for module in (credentials.source, credentials.keeper):
+        monkeypatch.setattr(module, "time", moved)
 
 
 # --- the metadata service ---------------------------------------------------------------------------------------

@@ -69,7 +69,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     fake = SimpleNamespace(time=clock.time, monotonic=clock.monotonic, sleep=clock.sleep, strptime=time.strptime)
-    monkeypatch.setattr(credentials, "time", fake)
+    for module in (credentials.source, credentials.keeper, credentials.asking):
+        monkeypatch.setattr(module, "time", fake)
     return clock
 
 
@@ -85,11 +86,11 @@ class Service:
 
     def answer(self, status: int, body: object = b"", headers: Mapping[str, str] | None = None) -> None:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.script.append(lambda: credentials._Answer(status, headers or {}, raw))
+        self.script.append(lambda: credentials.asking.Answer(status, headers or {}, raw))
 
     def fail(self, why: str = "no route", *, is_final: bool = False) -> None:
         def raise_it() -> Any:
-            raise credentials._NoAnswerError(why, is_final=is_final)
+            raise credentials.asking._NoAnswerError(why, is_final=is_final)
 
         self.script.append(raise_it)
 
@@ -104,7 +105,7 @@ class Service:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     service = Service()
-    monkeypatch.setattr(credentials, "_ask_once", service)
+    monkeypatch.setattr(credentials.asking, "_ask_once", service)
     return service
 
 
@@ -408,7 +409,7 @@ def test_a_provider_that_is_slow_to_fail_rests(clock: Clock) -> None:
     for _ in range(10):
         assert source.current() == ANONYMOUS
     assert (vault.calls, Slow.calls) == (10, 1)
-    clock.now_s += credentials.SLOW_REST_S
+    clock.now_s += credentials.source.SLOW_REST_S
     source.current()
     assert Slow.calls == 2
     named = CredentialSource(providers=[Slow], policy="Slow")
@@ -444,7 +445,7 @@ def test_no_secret_is_in_any_repr(tmp_path: Path) -> None:
     shown = [
         CredentialSource("ak", SECRET, SECRET), CredentialSource(policy="ENV"), provider,
         CredentialSource(id_token_provider=provider), checked_credentials("ak", SECRET, SECRET),
-        Proxy("p", 1, "u", SECRET), credentials._Found({"secretKey": SECRET}, 0.0, 0.0),
+        Proxy("p", 1, "u", SECRET), credentials.keeper.Found({"secretKey": SECRET}, 0.0, 0.0),
     ]  # fmt: skip
     assert SECRET not in repr(shown)
     assert "policy='ENV'" in repr(shown[1])
@@ -558,7 +559,7 @@ def test_incomplete_keys_are_refused_by_name(
 )
 def test_moments_are_read_with_and_without_a_fraction(text: str, moment_s: float | None) -> None:
     """`expires_at` is universal time, whatever the zone of this machine."""
-    assert credentials._read_moment(text) == moment_s
+    assert credentials.keeper._read_moment(text) == moment_s
 
 
 def test_keys_in_hand_are_used_until_they_expire(
@@ -577,7 +578,7 @@ def test_keys_in_hand_are_used_until_they_expire(
     assert "used on" in caplog.text
     assert SECRET not in caplog.text
     assert len(service.asked) == 3
-    clock.now_s += credentials.ASK_AGAIN_AFTER_S
+    clock.now_s += credentials.keeper.ASK_AGAIN_AFTER_S
     service.answer(403)
     assert ecs.search() == keys(1)
     assert len(service.asked) == 4
@@ -598,7 +599,7 @@ def test_keys_that_expire_soon_are_not_asked_for_at_every_request(
     service.answer(200, credential(clock, 300))
     for _ in range(5):
         assert ecs.search() == keys(1)
-    clock.now_s += credentials.ASK_AGAIN_AFTER_S
+    clock.now_s += credentials.keeper.ASK_AGAIN_AFTER_S
     service.answer(200, b"t")
     service.answer(200, credential(clock, 3600, 2))
     assert ecs.search() == keys(2)
@@ -633,17 +634,17 @@ class SeenLock:
 @pytest.mark.parametrize("is_good", [True, False])
 def test_threads_wait_for_one_answer(is_good: bool) -> None:
     """Many threads at once make one exchange; where it fails, all hear of it, and none of them asks once more."""
-    keeper, lock = credentials._Keeper(), SeenLock()
+    keeper, lock = credentials.keeper.Keeper(), SeenLock()
     keeper._lock = lock  # type: ignore[assignment]
     asked = []
 
-    def ask() -> credentials._Found:
+    def ask() -> credentials.keeper.Found:
         asked.append(1)
         for _ in range(8):  # this thread, and those that wait for it
             assert lock.arrivals.acquire(timeout=10)
         if not is_good:
             raise CredentialsError("none")
-        return credentials._Found({"accessKey": "ak"}, time.time() + 3600, time.monotonic())
+        return credentials.keeper.Found({"accessKey": "ak"}, time.time() + 3600, time.monotonic())
 
     def get() -> Any:
         try:
@@ -659,15 +660,15 @@ def test_threads_wait_for_one_answer(is_good: bool) -> None:
 
 def test_nobody_waits_while_the_keys_in_hand_still_work(clock: Clock) -> None:
     """One thread asks for new ones; the others go on with the old ones at once."""
-    keeper = credentials._Keeper()
-    old = credentials._Found({"accessKey": "old"}, clock.now_s + 500, clock.now_s - 3600)
+    keeper = credentials.keeper.Keeper()
+    old = credentials.keeper.Found({"accessKey": "old"}, clock.now_s + 500, clock.now_s - 3600)
     keeper._found = old
     is_asking, go = threading.Event(), threading.Event()
 
-    def ask() -> credentials._Found:
+    def ask() -> credentials.keeper.Found:
         is_asking.set()
         assert go.wait(10)
-        return credentials._Found({"accessKey": "new"}, clock.now_s + 3600, clock.now_s)
+        return credentials.keeper.Found({"accessKey": "new"}, clock.now_s + 3600, clock.now_s)
 
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(keeper.get, 600, ask)
@@ -680,10 +681,10 @@ def test_nobody_waits_while_the_keys_in_hand_still_work(clock: Clock) -> None:
 
 def test_a_forked_child_does_not_wait_for_the_parents_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork while another thread asks leaves a lock behind that nobody opens."""
-    keeper = credentials._Keeper()
+    keeper = credentials.keeper.Keeper()
     keeper._lock.acquire()
-    monkeypatch.setattr(credentials.os, "getpid", lambda: -1)
-    found = credentials._Found({"accessKey": "ak"}, time.time() + 3600, time.monotonic())
+    monkeypatch.setattr(credentials.keeper.os, "getpid", lambda: -1)
+    found = credentials.keeper.Found({"accessKey": "ak"}, time.time() + 3600, time.monotonic())
     assert keeper.get(600, lambda: found) == {"accessKey": "ak"}
 
 

@@ -16,6 +16,8 @@ from obs_engine.errors import SourceError
 from obs_engine.source.identity import truncated
 
 _STEP_BYTES = 2 << 20
+_KEPT_MAX_BYTES = 16 << 20
+"""Of a window that is read twice, mapped pages that are kept for the second time."""
 _MADV_POPULATE_READ = 22  # of Linux 5.14; Python does not name it
 
 
@@ -35,11 +37,12 @@ class Window(Protocol):
     def close(self) -> None: ...
 
 
-def open_window(descriptor: int, offset: int, length: int, reader: str) -> Window:
+def open_window(descriptor: int, offset: int, length: int, reader: str, *, is_read_twice: bool = False) -> Window:
     """A window onto `length` bytes from `offset`, which needs no alignment.
 
     Args:
         reader: "mmap" or "pread".
+        is_read_twice: once read to its end, it will be read again.
 
     Raises:
         SourceTruncatedError: the file ends before.
@@ -47,7 +50,9 @@ def open_window(descriptor: int, offset: int, length: int, reader: str) -> Windo
     size = os.fstat(descriptor).st_size
     if offset + length > size:
         raise truncated("uploadFile", offset + length, size)
-    return (ReadWindow if reader == "pread" else MappedWindow)(descriptor, offset, length)
+    if reader == "pread":
+        return ReadWindow(descriptor, offset, length)
+    return MappedWindow(descriptor, offset, length, keeps_pages=is_read_twice and length <= _KEPT_MAX_BYTES)
 
 
 class MappedWindow:
@@ -58,8 +63,9 @@ class MappedWindow:
     allowed: they are mapped again.
     """
 
-    def __init__(self, descriptor: int, offset: int, length: int) -> None:
+    def __init__(self, descriptor: int, offset: int, length: int, *, keeps_pages: bool = False) -> None:
         self._descriptor = descriptor
+        self._keeps_pages = keeps_pages
         self._offset = offset - offset % mmap.ALLOCATIONGRANULARITY
         self._length = length
         self._slack = offset % mmap.ALLOCATIONGRANULARITY
@@ -86,7 +92,7 @@ class MappedWindow:
         start &= -mmap.PAGESIZE
         if not self._first <= start <= self._last:
             self._first = self._last = start
-        elif start - self._first >= _STEP_BYTES:
+        elif start - self._first >= _STEP_BYTES and not self._keeps_pages:
             mapping.madvise(mmap.MADV_DONTNEED, self._first, start - self._first)
             self._first = start
         while self._last < min(stop, len(mapping)):

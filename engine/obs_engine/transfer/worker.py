@@ -78,7 +78,7 @@ class Worker:
             CompareTask: self._compare,
             HashTask: lambda task: self._digest(task, _pieces),
             Md5Task: lambda task: self._digest(task, _md5s),
-            Crc64Task: lambda task: self._digest(task, _crc64),
+            Crc64Task: lambda task: self._digest(task, _crc64_of_range),
         }
         self._digesting: dict[int, tuple[_Digesting, _OnDigests]] = {}
         self._followers: dict[int, Follower] = {}  # by task
@@ -150,28 +150,30 @@ class Worker:
 
     def _send_part(self, task: PartTask) -> None:
         upload = self._uploads[task.upload]
-        if not upload.known.is_crc64:
-            self._stream_part(upload, task, None)
-            return
-
-        def on_crc64(found: tuple[str, ...] | ObsEngineError) -> None:
-            if isinstance(found, ObsEngineError):
-                self._say(TaskFailed(task.task, ErrorInfo.of(found)))
-            else:
-                self._stream_part(upload, task, int(found[0], 16))
-
-        # Why before: the service wants the sum in a header. The pages stay in the cache for the sending.
-        self._begin_digest(upload, task.task, _crc64(upload, task), on_crc64)
-
-    def _stream_part(self, upload: _OpenFile, task: PartTask, crc64: int | None) -> None:
-        known = upload.known
+        is_crc64 = upload.known.is_crc64
         try:
-            window: Window = upload.window(task.offset, task.length)
+            window: Window = upload.window(task.offset, task.length, is_read_twice=is_crc64)
             if task.is_md5:
                 self._followers[task.task] = Follower(task, upload.window(task.offset, task.length))
         except ObsEngineError as error:
             self._say(TaskFailed(task.task, ErrorInfo.of(error)))
             return
+        if not is_crc64:
+            self._stream_part(upload, task, window, None)
+            return
+
+        def on_crc64(found: tuple[str, ...] | ObsEngineError) -> None:
+            if isinstance(found, ObsEngineError):
+                window.close()
+                self._say(TaskFailed(task.task, ErrorInfo.of(found)))
+            else:
+                self._stream_part(upload, task, window, int(found[0], 16))
+
+        # Why before: the service wants the sum in a header.
+        self._begin_digest(upload, task.task, _crc64(window), on_crc64)
+
+    def _stream_part(self, upload: _OpenFile, task: PartTask, window: Window, crc64: int | None) -> None:
+        known = upload.known
         if task.is_hashed:
             window = HashedWindow(window, task.offset)
         checked = [] if crc64 is None else [crc64_header(known.target.signature, crc64)]
@@ -338,10 +340,10 @@ class _OpenFile:
         self.known = known
         return self
 
-    def window(self, offset: int, length: int) -> Window:
+    def window(self, offset: int, length: int, *, is_read_twice: bool = False) -> Window:
         if self._descriptor < 0:
             self._descriptor = self._open()
-        return open_window(self._descriptor, offset, length, self.known.reader)
+        return open_window(self._descriptor, offset, length, self.known.reader, is_read_twice=is_read_twice)
 
     def _open(self) -> int:
         path = self.known.path
@@ -378,17 +380,22 @@ def _pieces(upload: _OpenFile, task: HashTask) -> _Digesting:
     return pieces.digests()
 
 
-def _crc64(upload: _OpenFile, task: Crc64Task | PartTask) -> _Digesting:
+def _crc64(window: Window) -> _Digesting:
     from obs_engine.digests import crc64
 
-    value, end = 0, task.offset + task.length
-    for offset in range(task.offset, end, _HASH_STEP_BYTES):
-        length = min(_HASH_STEP_BYTES, end - offset)
-        window = upload.window(offset, length)
-        value = crc64(window[0:length], value)
-        window.close()
+    value = 0
+    for offset in range(0, len(window), _HASH_STEP_BYTES):
+        value = crc64(window[offset : min(offset + _HASH_STEP_BYTES, len(window))], value)
         yield
     return (f"{value:016x}",)
+
+
+def _crc64_of_range(upload: _OpenFile, task: Crc64Task) -> _Digesting:
+    window = upload.window(task.offset, task.length)
+    try:
+        return (yield from _crc64(window))
+    finally:
+        window.close()
 
 
 def _md5s(upload: _OpenFile, task: Md5Task) -> _Digesting:
