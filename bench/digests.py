@@ -48,7 +48,7 @@ KERNELS: dict[str, dict[str, dict[str, str]]] = {
         "x86_64": {"avx512": "avx512f", "avx2": "avx2", "simd128": "", "portable": ""},
         "aarch64": {"simd128": "", "portable": ""},
     },
-    "crc64": {"x86_64": {"pclmul": "pclmulqdq", "portable": ""}, "aarch64": {"portable": ""}},
+    "crc64": {"x86_64": {"avx512": "vpclmulqdq", "pclmul": "pclmulqdq", "portable": ""}, "aarch64": {"portable": ""}},
 }
 """By digest and machine: the kernels, best first, and the flag in /proc/cpuinfo that each needs ("": none)."""
 CRC64_CHECK = 0x995DC9BBDF1939FA
