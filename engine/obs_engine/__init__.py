@@ -5,6 +5,7 @@ from obs_engine.client import ObsClient
 from obs_engine.errors import (
     ClientClosedError,
     CredentialsError,
+    DeadlineExceededError,
     EngineDiedError,
     IntegrityError,
     InvalidArgumentError,
@@ -45,6 +46,7 @@ __all__ = [
     "ClientVerify",
     "CompleteMultipartUploadResponse",
     "CredentialsError",
+    "DeadlineExceededError",
     "EngineDiedError",
     "EngineOptions",
     "ExtensionGrant",

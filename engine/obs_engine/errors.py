@@ -8,13 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-RETRYABLE_CODES = frozenset(
-    {"RequestTimeout", "OperationAborted", "TooManyRequests", "InternalError", "ServiceUnavailable", "SlowDown",
-     "IncompleteBody", "BadDigest"}
-)  # fmt: skip
-"""Source: OBS API error codes that a client may answer by sending the same request again."""
-
 
 class ObsEngineError(Exception):
     """The root: `except ObsEngineError` catches all that the engine raises on purpose.
@@ -24,6 +17,7 @@ class ObsEngineError(Exception):
         errorCode, errorMessage, requestId, hostId, resource: the service's own words.
         part_number: the part, from 1.
         checkpoint_file: path of the journal that still holds the progress.
+        kind: of a transfer that failed: a word of `wire/policy.py`, such as "dns", "connect", "stalled", "cut off".
         expected_bytes, found_bytes: of a file that was cut, its length then and now.
         is_retryable: True where calling again without a change may succeed.
     """
@@ -40,6 +34,7 @@ class ObsEngineError(Exception):
         self.resource: str | None = fields.pop("resource", None)
         self.part_number: int | None = fields.pop("part_number", None)
         self.checkpoint_file: str | None = fields.pop("checkpoint_file", None)
+        self.kind: str | None = fields.pop("kind", None)
         self.expected_bytes: int | None = fields.pop("expected_bytes", None)
         self.found_bytes: int | None = fields.pop("found_bytes", None)
         self.is_retryable = bool(fields.pop("is_retryable", type(self).is_retryable))
@@ -133,6 +128,12 @@ class IntegrityError(ObsEngineError):
     """What the service holds is not what was sent."""
 
 
+class DeadlineExceededError(ObsEngineError):
+    """The call took longer than `EngineOptions.deadline_s`; with a checkpoint the progress is kept."""
+
+    is_retryable = True
+
+
 # --- the journal ------------------------------------------------------------------------------------------------
 
 
@@ -165,11 +166,6 @@ class EngineDiedError(ObsEngineError):
     """The coordinator or too many workers ended without a word (killed, out of memory)."""
 
     is_retryable = True
-
-
-def is_retryable_reply(status: int, error_code: str | None) -> bool:
-    """Decides, in one place, whether a reply's request may be sent again unchanged."""
-    return status in RETRYABLE_STATUSES or error_code in RETRYABLE_CODES
 
 
 def from_fields(name: str, message: str, fields: dict[str, Any]) -> ObsEngineError:

@@ -80,9 +80,6 @@ class Caller:
             asyncio.get_running_loop().call_soon(self.access.renew, self.keys)
 
 
-REFUSED = Reply(403, body=b"<Error><Code>InvalidAccessKeyId</Code></Error>")
-
-
 def test_refused_keys_are_asked_for_once_by_all() -> None:
     """Workers have the new ones with their next task; who was refused meanwhile waits for the same answer."""
 
@@ -90,31 +87,53 @@ def test_refused_keys_are_asked_for_once_by_all() -> None:
         caller = Caller(NEW)
         access = caller.access
         version = access.version
-        assert await asyncio.gather(*(access.has_other_keys(REFUSED, version) for _ in range(5))) == [True] * 5
+        assert await asyncio.gather(*(access.has_other_keys(version) for _ in range(5))) == [True] * 5
         assert caller.asked == [True]
         assert [message.credentials for message in caller.opened] == [OLD, NEW]
         assert caller.opened[-1].part_headers == (("a", "1"), ("b", "2"))
-        assert await access.has_other_keys(REFUSED, version), "they changed since that request"
+        assert await access.has_other_keys(version), "they changed since that request"
         assert caller.asked == [True]
 
     asyncio.run(work())
 
 
-@pytest.mark.parametrize(
-    ("reply", "is_asked"),
-    [(REFUSED, True), (Reply(401), True), (Reply(400, body=b"<Error><Code>ExpiredToken</Code></Error>"), True),
-     (Reply(404), False), (Reply(503), False), (Reply(400), False)],
-)  # fmt: skip
-def test_only_a_refusal_asks(reply: Reply, is_asked: bool) -> None:
-    """The same keys again are no reason to try once more."""
+def test_the_same_keys_again_are_no_reason_to_try_once_more() -> None:
+    """Whoever asks gets an answer, and nothing has changed."""
 
     async def work() -> None:
         caller = Caller(OLD)
-        assert not await caller.access.has_other_keys(reply, caller.access.version)
-        assert bool(caller.asked) == is_asked
+        assert not await caller.access.has_other_keys(caller.access.version)
+        assert caller.asked == [True]
         assert len(caller.opened) == 1
 
     asyncio.run(work())
+
+
+def test_the_services_clock_is_taken(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """From a reply's Date, once; a clock that is right, and a Date that is none, change nothing."""
+    monkeypatch.setattr(access_module.time, "time", lambda: 1_000_000_000.0)
+    access = Caller(NEW).access
+    assert access.now_s() == 1_000_000_000.0
+    for date in ("Sun, 09 Sep 2001 01:46:41 GMT", "tomorrow", ""):
+        assert not access.set_clock(Reply(403, "", (("date", date),)))
+    assert not access.set_clock(Reply(403))
+    late = Reply(403, "", (("date", "Sun, 09 Sep 2001 02:46:40 GMT"),))
+    assert access.set_clock(late)
+    assert access.now_s() == 1_000_003_600.0
+    assert "+3600 s" in caplog.text
+    assert not access.set_clock(late)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [("7", 7.0), ("0", 0.0), ("Sun, 09 Sep 2001 01:46:45 GMT", 5.0), ("Sun, 09 Sep 2001 01:46:00 GMT", 0.0),
+     ("soon", 0.0), ("-3", 0.0), (None, 0.0)],
+)  # fmt: skip
+def test_retry_after_is_seconds_or_a_date(asked: str | None, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else asks for nothing."""
+    monkeypatch.setattr(access_module.time, "time", lambda: 1_000_000_000.0)
+    headers = () if asked is None else (("retry-after", asked),)
+    assert Caller(NEW).access.wait_asked_s(Reply(503, "", headers)) == seconds
 
 
 def test_a_silent_caller_holds_nobody_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,11 +143,11 @@ def test_a_silent_caller_holds_nobody_for_ever(monkeypatch: pytest.MonkeyPatch) 
     async def work() -> None:
         caller = Caller(None)
         version = caller.access.version
-        assert not await caller.access.has_other_keys(REFUSED, version)
-        assert not await caller.access.has_other_keys(REFUSED, version)
+        assert not await caller.access.has_other_keys(version)
+        assert not await caller.access.has_other_keys(version)
         assert caller.asked == [True], "one question at a time"
         caller.access.renew(NEW)
-        assert await caller.access.has_other_keys(REFUSED, version)
+        assert await caller.access.has_other_keys(version)
 
     asyncio.run(work())
 
@@ -157,12 +176,10 @@ def test_a_redirect_is_remembered() -> None:
     async def work() -> None:
         caller = Caller(OLD)
         reply = Reply(307, headers=(("location", "https://bkt.obs.b.com/k"),))
-        assert caller.access.is_redirect(reply)
         assert caller.access.follow(reply)
         assert caller.access.follow(reply)
         assert [str(message.target.endpoint) for message in caller.opened] == ["https://obs.a.com", "https://obs.b.com"]
         assert not caller.access.follow(Reply(302, headers=(("location", "http://bkt.obs.b.com/k"),)))
-        for other in (Reply(304, headers=reply.headers), Reply(303, headers=reply.headers), Reply(307)):
-            assert not caller.access.is_redirect(other)
+        assert not caller.access.follow(Reply(307))
 
     asyncio.run(work())

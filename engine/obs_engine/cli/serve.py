@@ -48,6 +48,7 @@ _STANDARD_INPUT = "-"
     metavar="BUCKET=HOW",
     help="Encrypts by default what is put there: AES256, kms, or kms:KEY-ID; repeatable.",
 )
+@click.option("--clock-offset", type=float, default=0.0, metavar="SECONDS", help="How far its clock is ahead.")
 @click.option("--faults", metavar="FILE", help="JSON list of fault rules; see obs_engine.testing.faults.")
 @click.option("--log", metavar="FILE", help="Appends one JSON line for each request.")
 @click.option("--control", is_flag=True, hidden=True, help="Secrets and commands on standard input, for LocalObs.")
@@ -65,6 +66,7 @@ def serve(
     tls_key: str | None,
     crc64: str,
     encrypted: tuple[str, ...],
+    clock_offset: float,
     faults: str | None,
     log: str | None,
     control: bool,
@@ -90,7 +92,7 @@ def serve(
             data, Credentials(access_key, secret_key, security_token), host, port,
             tuple(_bucket_name(name) for name in buckets), tls_cert, tls_key, region,
             dict(_cname(text) for text in cnames), Faults(rules), log, _is_crc64_checked(crc64),
-            dict(_encryption(text) for text in encrypted),
+            dict(_encryption(text) for text in encrypted), clock_offset,
         )  # fmt: skip
         server = Server(settings)
     except ObsEngineError as error:

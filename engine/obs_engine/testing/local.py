@@ -41,6 +41,7 @@ class LocalObs:
         region: what a v4 scope must name; None for any.
         cnames: custom domains, each with its bucket.
         crc64: "checked", or "ignored" for a service that passes over every CRC-64 and shows none.
+        clock_offset_s: how far the server's clock is ahead of the machine's.
         encryption: buckets that encrypt what does not say how itself, each with `AES256`, `kms` or `kms:KEY-ID`.
 
     Attributes:
@@ -68,6 +69,7 @@ class LocalObs:
         cnames: Mapping[str, str] | None = None,
         crc64: str = "checked",
         encryption: Mapping[str, str] | None = None,
+        clock_offset_s: float = 0.0,
     ) -> None:
         self.access_key = access_key
         self.secret_key = secret_key if secret_key is not None else secrets.token_hex(20)
@@ -80,6 +82,7 @@ class LocalObs:
             self._tls = (os.path.abspath(tls[0]), os.path.abspath(tls[1]))
         self._cnames = dict(cnames or {})
         self._crc64, self._encryption = crc64, dict(encryption or {})
+        self._clock_offset_s = clock_offset_s
         self._faults: list[Mapping[str, Any]] = list(faults)
         self._room = tempfile.mkdtemp(prefix="obs-engine-local-")
         self.data_dir = Path(data_dir).absolute() if data_dir is not None else Path(self._room, "data")
@@ -183,6 +186,7 @@ class LocalObs:
         command = [
             sys.executable, "-m", _START, "--control", "--host", self.host, "--port", str(self.port), "--data",
             str(self.data_dir), "--access-key", self.access_key, "--log", str(self._log), "--crc64", self._crc64,
+            "--clock-offset", str(self._clock_offset_s),
         ]  # fmt: skip
         for name in self._buckets:
             command += ["--bucket", name]

@@ -45,6 +45,7 @@ class Settings:
         log: path of the request log; None for none.
         is_crc64_checked: False passes over every CRC-64 and shows none, like most S3-compatible services.
         encryption: buckets that encrypt what does not say how itself, there or yet to be made.
+        clock_offset_s: the server's clock is so far ahead of the machine's; it dates replies and judges signatures.
     """
 
     data: str
@@ -60,6 +61,7 @@ class Settings:
     log: str | None = None
     is_crc64_checked: bool = True
     encryption: Mapping[str, Encryption] = field(default_factory=dict)
+    clock_offset_s: float = 0.0
 
 
 class Server:
@@ -70,6 +72,7 @@ class Server:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._clock_offset_s = settings.clock_offset_s
         self._tls = _tls_context(settings.tls_cert, settings.tls_key)
         self._store = Store(settings.data, self.now)
         self.operations = Operations(
@@ -148,12 +151,12 @@ class Server:
     # --- for connections ----------------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """Seconds since 1970."""
-        return time.time()
+        """Seconds since 1970, by the server's clock."""
+        return time.time() + self._clock_offset_s
 
     def http_date(self) -> str:
         """The Date header of this second."""
-        second = int(time.time())
+        second = int(self.now())
         if self._date[0] != second:
             self._date = (second, http_date(datetime.fromtimestamp(second, timezone.utc)))
         return self._date[1]

@@ -12,12 +12,13 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from obs_engine.source.identity import FileIdentity
 from obs_engine.transfer.messages import CredentialsWanted, OpenUpload, UploadRequest
 from obs_engine.transfer.pool import Session
-from obs_engine.wire.replies import Reply, read_fault
+from obs_engine.wire.replies import Reply
 from obs_engine.wire.signing import Credentials
 
 _log = logging.getLogger("obs_engine")
@@ -29,9 +30,8 @@ KEYS_ANSWER_S = 60.0
 KEY_CHANGES_MAX = 10
 """Changes of keys that one request lives through."""
 
-_REFUSED_KEYS = frozenset({"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired"})
-_REDIRECTS = frozenset({301, 302, 307, 308})
-"""Source: RFC 9110. Not 303: that is how the service says where to look after a success."""
+CLOCK_STEP_MIN_S = 5.0
+"""A clock that is so near the service's is not what a request was refused for."""
 
 
 class Access:
@@ -48,6 +48,7 @@ class Access:
         self._identity = FileIdentity(0, 0, 0, 0, 0)
         self._target = request.target
         self._credentials = request.credentials
+        self._clock_offset_s = 0.0
         self._asked_s = time.monotonic()
         self._answer: asyncio.Future[None] | None = None
         self.version = 0
@@ -73,13 +74,11 @@ class Access:
             self._answer.set_result(None)
             self._answer = None
 
-    def is_redirect(self, reply: Reply) -> bool:
-        """Does this reply send us elsewhere?"""
-        return reply.status in _REDIRECTS and reply.header("location") is not None
-
     def follow(self, reply: Reply) -> bool:
         """Moves to where a redirect points, for all requests to come; False where that may not be."""
-        location = reply.header("location") or ""
+        location = reply.header("location")
+        if location is None:
+            return False
         target = self._target.redirected(self._request.bucket, location)
         if target is None:
             # Why no more of it than the host: there may be credentials before it, and a signature in its query.
@@ -92,10 +91,33 @@ class Access:
             self._changed()
         return True
 
-    async def has_other_keys(self, reply: Reply, version: int) -> bool:
-        """A reply may refuse the keys that were used with `version`: are there others now?"""
-        if reply.status not in (401, 403) and read_fault(reply).code not in _REFUSED_KEYS:
+    def now_s(self) -> float:
+        """Seconds since 1970 by the service's clock, as far as it is known."""
+        return time.time() + self._clock_offset_s
+
+    def set_clock(self, reply: Reply) -> bool:
+        """Takes the service's clock from a reply, for all requests to come; False where that changes nothing."""
+        service_s = _moment(reply.header("date"))
+        if service_s is None or abs(service_s - self.now_s()) < CLOCK_STEP_MIN_S:
             return False
+        self._clock_offset_s = service_s - time.time()
+        _log.warning("the service's clock is %+.0f s from this machine's: requests are signed by it; set this clock",
+                     self._clock_offset_s)  # fmt: skip
+        return True
+
+    def wait_asked_s(self, reply: Reply) -> float:
+        """Seconds that a reply asks to wait before the next try; 0 where it does not.
+
+        Source: RFC 9110, Retry-After: seconds, or a date.
+        """
+        asked = reply.header("retry-after") or ""
+        if asked.isdecimal():
+            return float(asked)
+        moment = _moment(asked)
+        return 0.0 if moment is None else max(0.0, moment - self.now_s())
+
+    async def has_other_keys(self, version: int) -> bool:
+        """Keys that were used with `version` were refused: are there others now?"""
         if self.version != version:
             return True
         answer = self._answer or self._ask(is_refused=True)
@@ -123,3 +145,11 @@ class Access:
                 request.engine.reader, request.log_level, request.shows_progress,
             )
         )  # fmt: skip
+
+
+def _moment(date: str | None) -> float | None:
+    """Seconds since 1970 of an HTTP date; None where it is none."""
+    try:
+        return parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return None

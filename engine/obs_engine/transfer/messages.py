@@ -349,6 +349,7 @@ class PartTask(NamedTuple):
         content_md5: for the service to check; "" for none.
         is_md5: digest it as a whole behind its sending.
         is_hashed: digest it piece by piece as it is sent.
+        is_fresh: on a new connection.
     """
 
     task: int
@@ -361,15 +362,17 @@ class PartTask(NamedTuple):
     content_md5: str = ""
     is_md5: bool = False
     is_hashed: bool = False
+    is_fresh: bool = False
 
 
 class RequestTask(NamedTuple):
-    """Send a small request and bring the whole reply back."""
+    """Send a small request, on a new connection if `is_fresh`, and bring the whole reply back."""
 
     task: int
     upload: int
     request: Request
     now_s: float
+    is_fresh: bool = False
 
 
 class HashTask(NamedTuple):

@@ -6,7 +6,6 @@ repetition through `Service`; does not know why somebody wants to know.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from obs_engine.errors import ServiceError
@@ -79,7 +78,7 @@ async def _compared(
     service: Service, session: Session, offset: int, length: int, etag: str, version_id: str | None
 ) -> int | None:
     outcome = await service.settled(
-        lambda number: CompareTask(number, session.upload, offset, length, time.time(), etag, version_id)
+        lambda number: CompareTask(number, session.upload, offset, length, service.now_s(), etag, version_id)
     )
     if isinstance(outcome, TaskReplied):
         raise _refusal(outcome.reply, f"GetObject {service.what} (offset {offset})", etag)

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import random
 import re
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ from obs_engine.errors import (
     ObsEngineError,
     ServiceError,
     SourceError,
-    is_retryable_reply,
 )
 from obs_engine.options import Verify
 from obs_engine.transfer.access import KEY_CHANGES_MAX, Access
@@ -31,6 +29,7 @@ from obs_engine.transfer.messages import (
     HashTask,
     Md5Task,
     Outcome,
+    PartTask,
     RequestTask,
     Task,
     TaskFailed,
@@ -40,6 +39,7 @@ from obs_engine.transfer.messages import (
 from obs_engine.transfer.pool import Session, WorkerDied
 from obs_engine.wire import requests
 from obs_engine.wire.object_headers import by_effect
+from obs_engine.wire.policy import REPEATING, Action, reply_row
 from obs_engine.wire.replies import (
     ListedPart,
     ListedUpload,
@@ -56,6 +56,8 @@ from obs_engine.wire.requests import Request, with_headers
 _log = logging.getLogger("obs_engine")
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.2, 10.0
+WAIT_ASKED_MAX_S = 120.0
+"""Of the wait that a reply asks for (Retry-After), no more than this is heeded."""
 WORKER_DEATHS_MAX = 5
 UPLOAD_ID_LENGTH_MAX = 1024
 MD5_LANES = 16
@@ -346,9 +348,13 @@ class Service:
         return await self._settled_reply(with_headers(request, self._request.dialect.common))
 
     async def _settled_reply(self, request: Request) -> Reply:
-        outcome = await self.settled(lambda number: RequestTask(number, self._session.upload, request, time.time()))
+        outcome = await self.settled(lambda number: RequestTask(number, self._session.upload, request, self.now_s()))
         assert isinstance(outcome, TaskReplied)
         return outcome.reply
+
+    def now_s(self) -> float:
+        """Seconds since 1970 by the service's clock, as far as it is known: what dates a signature."""
+        return self._access.now_s()
 
     async def settled(self, make_task: Callable[[int], Task], *, is_local: bool = False) -> Outcome:
         """Runs a task until its outcome is final: good, hopeless, or tried often enough.
@@ -359,13 +365,14 @@ class Service:
         Raises:
             ObsEngineError: no reply came, or the source failed.
         """
-        access = self._access
+        access, request = self._access, self._request
         deaths = attempt = redirects = key_changes = 0
+        is_fresh = False
         while True:
             access.keep_fresh()
             version = access.version
             try:
-                outcome = await (self._session.compute if is_local else self._session.run)(make_task)
+                outcome = await (self._session.compute(make_task) if is_local else self._sent(make_task, is_fresh))
             except WorkerDied as died:
                 # A mapped file that was cut kills who reads it (SIGBUS): contained there, and told as what it is.
                 self._check_source()
@@ -374,25 +381,37 @@ class Service:
                 if deaths > WORKER_DEATHS_MAX:
                     raise EngineDiedError(f"{self.what}: {died}, {deaths} times in a row; call again") from died
                 continue
-            if isinstance(outcome, TaskReplied):
-                # Neither counts as an attempt: the request itself has not been looked at yet.
-                if redirects < self._request.max_redirect_count and access.is_redirect(outcome.reply):
-                    if access.follow(outcome.reply):
-                        redirects += 1
-                        continue
-                elif key_changes < KEY_CHANGES_MAX and await access.has_other_keys(outcome.reply, version):
-                    key_changes += 1
-                    continue
             error = outcome.error.error() if isinstance(outcome, TaskFailed) else None
-            may_help = error.is_retryable if error is not None else _is_retryable_outcome(outcome)
             if isinstance(error, SourceError):
                 self._check_source()  # which sees the whole file, and says more
-            if not may_help or attempt == self._request.max_retry_count:
+            action, reply = _action(outcome, error), outcome.reply if isinstance(outcome, TaskReplied) else Reply(0)
+            # None of these three counts as an attempt: the request itself has not been looked at yet.
+            if action is Action.FOLLOW and redirects < request.max_redirect_count and access.follow(reply):
+                redirects += 1
+                continue
+            if action is Action.RENEW_KEYS and key_changes < KEY_CHANGES_MAX and await access.has_other_keys(version):
+                key_changes += 1
+                continue
+            if action is Action.SET_CLOCK and access.set_clock(reply):
+                continue
+            if action not in REPEATING or attempt == request.max_retry_count:
                 if error is not None:
                     raise error
                 return outcome
             attempt += 1
-            await asyncio.sleep(random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**attempt)))  # noqa: S311
+            is_fresh = error is not None  # where one connection has failed, those beside it may be dead as well
+            backoff_s = random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**attempt))  # noqa: S311
+            await asyncio.sleep(backoff_s + min(access.wait_asked_s(reply), WAIT_ASKED_MAX_S))
+
+    async def _sent(self, make_task: Callable[[int], Task], is_fresh: bool) -> Outcome:
+        if not is_fresh:
+            return await self._session.run(make_task)
+
+        def fresh(number: int) -> Task:
+            task = make_task(number)
+            return task._replace(is_fresh=True) if isinstance(task, (PartTask, RequestTask)) else task
+
+        return await self._session.run(fresh)
 
     def _endless(self, operation: str, reply: Reply) -> ServiceError:
         what = f"{operation} of {self.what}, whose pages do not advance"
@@ -430,12 +449,13 @@ def has_foreign_etags(reply: Reply) -> bool:
     return any("server-side-encryption" in name for name, _ in reply.headers)
 
 
-def _is_retryable_outcome(outcome: Outcome) -> bool:
-    """True for a reply that asks to come again; even a 2xx may carry such an error in its body."""
+def _action(outcome: Outcome, error: ObsEngineError | None) -> Action:
+    if error is not None:
+        return Action.RETRY if error.is_retryable else Action.GIVE_UP
     if not isinstance(outcome, TaskReplied):
-        return False
+        return Action.TAKE
     reply = outcome.reply
-    return is_retryable_reply(reply.status, read_fault(reply).code if reply.body else None)
+    return reply_row(reply.status, read_fault(reply).code if reply.body else None).action
 
 
 async def together(work: Iterable[Coroutine[Any, Any, None]], *stops: Awaitable[None]) -> None:

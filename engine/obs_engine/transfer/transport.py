@@ -16,6 +16,7 @@ import pycurl
 from obs_engine.errors import ObsEngineError, TransportError
 from obs_engine.limits import REPLY_BODY_MAX_BYTES
 from obs_engine.transfer.messages import TransportOptions
+from obs_engine.wire.policy import REPEATING, failure_row
 from obs_engine.wire.replies import Reply
 from obs_engine.wire.requests import FinishedRequest
 
@@ -38,12 +39,6 @@ _EVENTS = {
     pycurl.POLL_OUT: select.EPOLLOUT,
     pycurl.POLL_INOUT: select.EPOLLIN | select.EPOLLOUT,
 }
-# Source: libcurl's error codes; these are faults of trust or of the request, which a retry meets again.
-_HOPELESS = frozenset({
-    pycurl.E_SSL_CACERT_BADFILE, pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CERTPROBLEM, pycurl.E_SSL_CIPHER,
-    pycurl.E_SSL_ISSUER_ERROR, pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_URL_MALFORMAT,
-    pycurl.E_BAD_FUNCTION_ARGUMENT,
-})  # fmt: skip
 # These have no code of their own: the peer's TLS has nothing in common with ours, or the proxy wants another password.
 _HOPELESS_WORDS = ("alert handshake failure", "alert protocol version", "response 407")
 
@@ -68,17 +63,20 @@ class Transport:
         self._multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_NOTHING)  # a connection each, with HTTP/2 as well
 
     def start(
-        self, request: FinishedRequest, body: Body, options: TransportOptions, on_done: OnDone, sink: Sink | None = None
-    ) -> object:
+        self, request: FinishedRequest, body: Body, options: TransportOptions, on_done: OnDone,
+        sink: Sink | None = None, *, is_fresh: bool = False,
+    ) -> object:  # fmt: skip
         """Begins a transfer and returns a token for `cancel`.
 
         Args:
             body: the bytes to send; read in place, without a copy in Python. The owner keeps it alive until `on_done`.
             sink: takes the body of a reply that is a success (200, 206), in place of the `Reply`, which has none then.
+            is_fresh: on a connection that no other transfer has used.
         """
         curl = self._idle.pop() if self._idle else pycurl.Curl()
         transfer = _Transfer(curl, request, body, on_done, sink)
         transfer.configure(options)
+        curl.setopt(pycurl.FRESH_CONNECT, int(is_fresh))
         self._running[curl] = transfer
         self._multi.add_handle(curl)
         return transfer
@@ -282,10 +280,12 @@ class _Transfer:
 
 def _error(request: FinishedRequest, code: int, text: str) -> TransportError:
     host = request.url.split("/", 3)[2]
-    hopeless = code in _HOPELESS or any(words in text for words in _HOPELESS_WORDS)
+    row = failure_row(code)
+    hopeless = row.action not in REPEATING or any(words in text for words in _HOPELESS_WORDS)
     advice = "check certificates and the endpoint" if hopeless else "check the network, then call again"
     return TransportError(
         f"{request.operation} at {host}: expected a reply, found none: {text or 'transfer failed'} (libcurl {code}); "
         f"{advice}",
         is_retryable=not hopeless,
+        kind=row.kind,
     )

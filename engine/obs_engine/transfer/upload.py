@@ -21,6 +21,7 @@ from obs_engine.checkpoint.journal import JournalLike, NoJournal
 from obs_engine.checkpoint.records import Binding, Completed, Initiated, PartStored, core_of, path_end
 from obs_engine.checkpoint.resume_table import Action, Source
 from obs_engine.errors import (
+    DeadlineExceededError,
     IntegrityError,
     JournalError,
     ObsEngineError,
@@ -125,7 +126,14 @@ class Upload:
         self.access.open(request, self._identity)
         self._sync_failure = asyncio.get_running_loop().create_future()
         try:
-            return await self._run()
+            try:
+                return await asyncio.wait_for(self._run(), engine.deadline_s)
+            except asyncio.TimeoutError:
+                raise DeadlineExceededError(
+                    f"{self._what}: expected to be uploaded within {engine.deadline_s} s, found "
+                    f"{self._state.stored_bytes()} of {self._plan.size_bytes} bytes stored; with a checkpoint call "
+                    "again to continue"
+                ) from None
         except (ObsEngineError, asyncio.CancelledError) as error:
             if isinstance(error, ObsEngineError) and self._state.upload_id is not None:
                 error.checkpoint_file = self._journal.path
@@ -352,7 +360,7 @@ class Upload:
         def task(number: int) -> PartTask:
             self._part_attempts += 1
             return PartTask(
-                number, self._session.upload, upload_id, part_number, offset, length, time.time(), content_md5,
+                number, self._session.upload, upload_id, part_number, offset, length, self.access.now_s(), content_md5,
                 is_md5=is_followed, is_hashed=self._tree is not None,
             )  # fmt: skip
 

@@ -190,7 +190,7 @@ class Worker:
             self._say(self._part_outcome(known, task, crc64, pieces, result))
             self._stop_following(task.task)
 
-        self._start(upload, task.task, request, task.now_s, on_done, window)
+        self._start(upload, task.task, request, task.now_s, on_done, window, is_fresh=task.is_fresh)
 
     def _part_outcome(
         self, known: OpenUpload, task: PartTask, crc64: int | None, pieces: tuple[str, ...],
@@ -220,7 +220,12 @@ class Worker:
     def _send_request(self, task: RequestTask) -> None:
         upload = self._uploads[task.upload]
         request = with_headers(task.request, ())
-        self._start(upload, task.task, request, task.now_s, lambda result: self._say(_outcome(task.task, result)))
+
+
+        def on_done(result: Reply | ObsEngineError) -> None:
+            self._say(_outcome(task.task, result))
+
+        self._start(upload, task.task, request, task.now_s, on_done, is_fresh=task.is_fresh)
 
     def _compare(self, task: CompareTask) -> None:
         upload = self._uploads[task.upload]
@@ -246,6 +251,7 @@ class Worker:
     def _start(
         self, upload: _OpenFile, task: int, request: Request, now_s: float,
         on_done: Callable[[Reply | ObsEngineError], None], window: Window | None = None, sink: Sink | None = None,
+        *, is_fresh: bool = False,
     ) -> None:  # fmt: skip
         """Begins a transfer; `on_done` is called when it is over and no longer in flight."""
         known = upload.known
@@ -260,7 +266,9 @@ class Worker:
 
         body = memoryview(finished.body) if window is None else window
         try:
-            upload.in_flight[task] = self._transport.start(finished, body, known.transport, done, sink), window
+            upload.in_flight[task] = self._transport.start(
+                finished, body, known.transport, done, sink, is_fresh=is_fresh
+            ), window
         except Exception as error:  # an option that libcurl refuses must cost this request, and not the process
             on_done(TransportError(f"{request.operation}: libcurl refuses it ({error!r}); please report it"))
 

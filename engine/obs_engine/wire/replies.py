@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from obs_engine.errors import ServiceError, is_retryable_reply
+from obs_engine.errors import ServiceError
+from obs_engine.wire.policy import REPEATING, reply_row
 from obs_engine.wire.signing import Headers
 from obs_engine.wire.xml import Element, parse
 
@@ -131,7 +132,7 @@ def error_of(reply: Reply, what: str, next_step: str) -> ServiceError:
         requestId=fault.request_id,
         hostId=fault.host_id,
         resource=fault.resource,
-        is_retryable=is_retryable_reply(reply.status, code),
+        is_retryable=reply_row(reply.status, code).action in REPEATING,
     )
 
 
