@@ -44,6 +44,7 @@ from obs_engine.transfer.messages import (
     UploadRequest,
 )
 from obs_engine.transfer.negotiation import Negotiator
+from obs_engine.transfer.pace import Pace
 from obs_engine.transfer.pool import WorkerDied
 from obs_engine.transfer.upload import Upload
 from obs_engine.wire.endpoint import Endpoint
@@ -258,6 +259,7 @@ class Session:
 
     upload = 1
     slots = 2
+    pace = Pace()
     in_flight_bytes = 0
 
     def __init__(

@@ -104,6 +104,19 @@ def test_the_service_says_how_long_to_wait(server: LocalObs, source: Path) -> No
     assert time.monotonic() - began_s >= 1.0
 
 
+def test_a_service_that_bears_so_many_a_second_gets_no_more(server: LocalObs, tmp_path: Path) -> None:
+    """SlowDown beyond 50 requests a second: nothing fails, and those who are turned away soon are few."""
+    source = make_file(tmp_path / "source", 300 * PART, 2)
+    busy = {"operation": "UploadPart", "above_per_s": 50, "status": 503, "code": "SlowDown", "early": True}
+    server.set_faults([busy])
+    assert send(server, "busy", source, taskNum=32, enableCheckpoint=False).status == 200
+    answers = [r["status"] for r in server.requests("UploadPart")]
+    print(f"{answers.count(503)} of {len(answers)} turned away, {answers[150:].count(503)} of the last")
+    assert answers.count(200) == 300
+    assert answers[150:].count(503) <= 0.15 * len(answers[150:])
+    assert object_of(server, BUCKET, "busy") == source.read_bytes()
+
+
 def test_a_connection_that_failed_is_not_trusted_again(server: LocalObs, source: Path) -> None:
     """After a reset, the part comes on a connection that carried nothing before."""
     server.set_faults([{"operation": "UploadPart", "part_number": 3, "times": 1, "reset": "before_reply"}])

@@ -9,6 +9,7 @@ A rule is a JSON object. Which requests (all given conditions must hold; none gi
     every         each k-th matching request
     times         fires at most so often
     probability   0 to 1, drawn from `seed` (a number, 0 where absent): the same draws in every run
+    above_per_s   those beyond so many a second: a bucket of as many, filled as time goes on
 
 What happens (exactly one, or `delay_s` alone or beside one):
 
@@ -50,6 +51,7 @@ Every rule counts every request that it matches; of the rules that are due, the 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -112,6 +114,9 @@ class _Rule:
     probability: float | None
     draws: random.Random
     fault: Fault
+    above_per_s: float | None = None
+    tokens: float = 0.0
+    filled_s: float = 0.0
     seen: int = 0
     fired: int = field(default=0)
     place: float = 0.0
@@ -132,10 +137,21 @@ class _Rule:
             self.place = self.draws.random()
         return (
             is_drawn
+            and self._is_above()
             and (self.nth is None or self.seen in self.nth)
             and (self.every is None or self.seen % self.every == 0)
             and (self.times is None or self.fired < self.times)
         )
+
+    def _is_above(self) -> bool:
+        if self.above_per_s is None:
+            return True
+        now_s = time.monotonic()
+        earned = (now_s - self.filled_s) * self.above_per_s
+        self.tokens, self.filled_s = min(self.above_per_s, self.tokens + earned), now_s
+        is_above = self.tokens < 1
+        self.tokens -= not is_above
+        return is_above
 
 
 class Faults:
@@ -255,6 +271,7 @@ def _read_rule(number: int, rule: object) -> _Rule:
         reader.real("probability", 0, 1),
         random.Random(seed or 0),  # noqa: S311 (a repeatable draw is the point)
         replace(_read_fault(reader, actions[0] if actions else "delay"), corrupt=corrupt),
+        reader.real("above_per_s", 1, _MANY),
     )
     reader.end()
     return read

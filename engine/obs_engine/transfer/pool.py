@@ -26,6 +26,7 @@ from obs_engine.transfer.messages import (
     Task,
     encode,
 )
+from obs_engine.transfer.pace import Pace
 from obs_engine.transfer.worker import run_worker
 
 _RECEIVE_BYTES = 1 << 20
@@ -44,6 +45,7 @@ class WorkerPool:
         self._workers: list[_WorkerHandle | None] = [None] * size
         self._uploads = count(1)
         self._tasks = count(1)
+        self._paces: dict[str, Pace] = {}
 
     @property
     def size(self) -> int:
@@ -56,6 +58,10 @@ class WorkerPool:
             tell: takes the log lines of the upload's workers.
         """
         return Session(self, next(self._uploads), task_num, tell)
+
+    def pace(self, endpoint: str) -> Pace:
+        """That of all uploads to an endpoint."""
+        return self._paces.setdefault(endpoint, Pace(endpoint))
 
     def next_task(self) -> int:
         return next(self._tasks)
@@ -86,6 +92,7 @@ class Session:
         self._pool = pool
         self._tell = tell
         self.upload = upload
+        self.pace = Pace()  # until it is known where to
         used = min(pool.size, task_num)
         self.limit = min(task_num, used * CONNECTIONS_PER_WORKER_MAX)
         self._shares = [self.limit // used + (slot < self.limit % used) for slot in range(used)]
@@ -109,9 +116,10 @@ class Session:
         """Says what workers must know; again when it changed: from the next task on each of them has it."""
         self._open_message = message
         self._opened.clear()
+        self.pace = self._pool.pace(str(message.target.endpoint))
 
     async def run(self, make_task: Callable[[int], Task]) -> Outcome:
-        """Gives a task to the worker with the most room, and waits for its outcome.
+        """Gives a task to the worker with the most room when it is its turn, and waits for its outcome.
 
         Args:
             make_task: from a task number.
@@ -120,6 +128,7 @@ class Session:
             WorkerDied: the worker ended first.
             EngineDiedError: no worker can be started.
         """
+        await self.pace.turn()
         slot = max(range(len(self._loads)), key=lambda s: self._shares[s] - self._loads[s])
         assert self._loads[slot] < self._shares[slot], "more tasks than task_num"
         return await self._run(slot, self._loads, make_task)

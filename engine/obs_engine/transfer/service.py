@@ -29,6 +29,7 @@ from obs_engine.transfer.messages import (
     HashTask,
     Md5Task,
     Outcome,
+    PartStoredReply,
     PartTask,
     RequestTask,
     Task,
@@ -56,6 +57,8 @@ from obs_engine.wire.requests import Request, with_headers
 _log = logging.getLogger("obs_engine")
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.2, 10.0
+THROTTLED_MAX = 100
+"""So often a request may be turned away from a service that lets others in, before that counts as failing."""
 WAIT_ASKED_MAX_S = 120.0
 """Of the wait that a reply asks for (Retry-After), no more than this is heeded."""
 WORKER_DEATHS_MAX = 5
@@ -365,8 +368,9 @@ class Service:
         Raises:
             ObsEngineError: no reply came, or the source failed.
         """
-        access, request = self._access, self._request
+        access, request, session = self._access, self._request, self._session
         deaths = attempt = redirects = key_changes = 0
+        throttled, accepted = 0, session.pace.accepted
         is_fresh = False
         while True:
             access.keep_fresh()
@@ -394,11 +398,20 @@ class Service:
                 continue
             if action is Action.SET_CLOCK and access.set_clock(reply):
                 continue
-            if action not in REPEATING or attempt == request.max_retry_count:
+            if isinstance(outcome, (TaskReplied, PartStoredReply)):
+                if action is Action.SLOW_DOWN:
+                    session.pace.on_slow_down()
+                else:
+                    session.pace.on_accepted()
+            # Who is turned away while others are let in has not failed: it waits its turn.
+            is_crowded = action is Action.SLOW_DOWN and session.pace.accepted != accepted and throttled < THROTTLED_MAX
+            is_attempt = not is_crowded or request.max_retry_count == 0
+            throttled, accepted = throttled + is_crowded, session.pace.accepted
+            if action not in REPEATING or (is_attempt and attempt == request.max_retry_count):
                 if error is not None:
                     raise error
                 return outcome
-            attempt += 1
+            attempt += is_attempt
             is_fresh = error is not None  # where one connection has failed, those beside it may be dead as well
             backoff_s = random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**attempt))  # noqa: S311
             await asyncio.sleep(backoff_s + min(access.wait_asked_s(reply), WAIT_ASKED_MAX_S))

@@ -1,0 +1,86 @@
+"""How many requests a second a service bears: found out from its own word, for all uploads to one endpoint together.
+
+Free until the service first asks to slow down. From then on requests are let go at a rate: cut when the service asks
+for it, and grown again as CUBIC grows a window (RFC 9438): quickly back to where it was refused, long near there, then
+on.
+Why a rate and not a number in flight: services limit requests a second, and of small parts even one in flight at a time
+may be more than that. Runs in the coordinator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+
+_log = logging.getLogger("obs_engine")
+
+CUT = 0.8
+"""Of what was accepted of late, so much is tried after a refusal."""
+PLATEAU_S = 3.0
+"""So long after a cut the rate is again what it was, and hardly grows: the same for fast services and slow ones."""
+RATE_MIN = 0.5
+MEASURED_S = 1.0
+"""So far back goes what counts as of late; and in so long one refusal counts once, as others were on their way."""
+
+NAP_MIN_S = 0.001
+"""The event loop sleeps no shorter."""
+
+
+class Pace:
+    """The pace of one endpoint.
+
+    Attributes:
+        accepted: replies that did not ask to slow down, so far.
+        rate: requests a second at the moment; None while there is no limit.
+    """
+
+    def __init__(self, endpoint: str = "") -> None:
+        self.accepted = 0
+        self.rate: float | None = None
+        self._endpoint = endpoint
+        self._recent: deque[float] = deque()  # when the latest replies were accepted
+        self._cut_s = 0.0
+        self._top = 0.0  # the rate at which it was refused
+        self._sent_s = 0.0  # when the latest request went
+        self._line = asyncio.Lock()
+
+    async def turn(self) -> None:
+        """Waits until a request may be sent."""
+        if self.rate is None:
+            return
+        async with self._line:  # whose first alone looks at the rate: it may be another when the next one is first
+            now_s = time.monotonic()
+            self.rate = self._grown(now_s)
+            wait_s = self._sent_s + 1 / self.rate - now_s
+            if wait_s > NAP_MIN_S:
+                await asyncio.sleep(wait_s)
+            # What a nap took too long, the next may take less.
+            self._sent_s = max(self._sent_s + 1 / self.rate, time.monotonic() - 10 * NAP_MIN_S)
+
+    def on_accepted(self) -> None:
+        """A reply came that did not ask to slow down, whatever else it says."""
+        self.accepted += 1
+        now_s = time.monotonic()
+        self._recent.append(now_s)
+        self._forget(now_s)
+
+    def on_slow_down(self) -> None:
+        """The service asks for fewer requests."""
+        now_s = time.monotonic()
+        self._forget(now_s)
+        if self.rate is not None and now_s - self._cut_s < MEASURED_S:
+            return
+        self._top = max(len(self._recent) / MEASURED_S, RATE_MIN)
+        self._cut_s = now_s
+        self.rate = max(RATE_MIN, self._top * CUT)
+        _log.info("%s asks to slow down: %.1f requests a second from here on", self._endpoint, self.rate)
+
+    def _grown(self, now_s: float) -> float:
+        beyond = (now_s - self._cut_s - PLATEAU_S) / PLATEAU_S
+        return max(RATE_MIN, self._top * (1 + (1 - CUT) * beyond**3))
+
+    def _forget(self, now_s: float) -> None:
+        while self._recent and now_s - self._recent[0] > MEASURED_S:
+            self._recent.popleft()
