@@ -259,7 +259,6 @@ class Session:
 
     upload = 1
     slots = 2
-    pace = Pace()
     in_flight_bytes = 0
 
     def __init__(
@@ -272,6 +271,7 @@ class Session:
             events: what happens in the world while a task runs, by name.
         """
         self.limit = limit
+        self.pace = Pace()  # which hears, and is not heeded: no script waits
         self._service = service
         self._script = iter(script)
         self._die = die

@@ -2,9 +2,8 @@
 
 Free until the service first asks to slow down. From then on requests are let go at a rate: cut when the service asks
 for it, and grown again as CUBIC grows a window (RFC 9438): quickly back to where it was refused, long near there, then
-on.
-Why a rate and not a number in flight: services limit requests a second, and of small parts even one in flight at a time
-may be more than that. Runs in the coordinator.
+on. Why a rate and not a number in flight: services limit requests a second, and of small parts even one in flight at a
+time may be more than that. Runs in the coordinator.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ PLATEAU_S = 3.0
 RATE_MIN = 0.5
 MEASURED_S = 1.0
 """So far back goes what counts as of late; and in so long one refusal counts once, as others were on their way."""
-
 NAP_MIN_S = 0.001
 """The event loop sleeps no shorter."""
 
