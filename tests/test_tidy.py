@@ -37,14 +37,15 @@ KEEPERS = {
     "random": {"transfer/service.py", "transfer/negotiation.py"},
     "time": {
         "transfer/upload.py", "transfer/service.py", "transfer/access.py", "transfer/negotiation.py",
-        "transfer/worker.py", "transfer/checkpoint_file.py", "transfer/pace.py", "transfer/verification.py",
+        "transfer/worker.py", "transfer/checkpoint_file.py", "transfer/bandwidth.py", "transfer/pace.py",
+        "transfer/verification.py",
         "client.py", "credentials/source.py", "credentials/keeper.py", "credentials/asking.py", "cli",
     },
     "subprocess": {"transfer/launch.py", "cli"},
     "asyncio": {
         "transfer/pool.py", "transfer/upload.py", "transfer/coordinator.py", "transfer/service.py",
         "transfer/access.py", "transfer/checkpoint_file.py", "transfer/progress.py",
-        "transfer/content_tree.py", "transfer/pace.py", "transfer/proof.py",
+        "transfer/bandwidth.py", "transfer/content_tree.py", "transfer/pace.py", "transfer/proof.py",
     },
     "xml": {"wire/xml.py"},
     "click": {"cli"},

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from obs_engine.arguments import VERIFY_TASK_NUM_DEFAULT, Against, read_arguments, read_verify_arguments
@@ -27,6 +28,7 @@ from obs_engine.transfer.messages import (
     Logged,
     NewCredentials,
     Progress,
+    SetBandwidth,
     Uploaded,
     UploadRequest,
     Verified,
@@ -255,6 +257,19 @@ class ObsClient:
             InvalidArgumentError: one is no printable string; the old ones stay.
         """
         self._source.replace(access_key_id, secret_access_key, security_token)
+
+    def set_max_bandwidth(self, bytes_per_s: float | None) -> None:
+        """Caps what all uploads of this client send together, those that run included.
+
+        Args:
+            bytes_per_s: 1024 at least; None for no cap.
+
+        Raises:
+            InvalidArgumentError: it is none of these; the old cap stays.
+        """
+        engine = replace(self._settings.engine, max_bandwidth_bytes_per_s=bytes_per_s)
+        self._settings = replace(self._settings, engine=engine)
+        self._launcher.tell(SetBandwidth(bytes_per_s))
 
     def initLog(self, log_config: Any = None, log_name: str = "OBS_LOGGER") -> None:
         """Writes the engine's log lines to the file that a `LogConf` names, until `close`.

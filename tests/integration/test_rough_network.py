@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import client_of, make_file, object_of
-from obs_engine import EngineOptions, ObsEngineError, ServiceError
+from obs_engine import EngineOptions, InvalidArgumentError, ObsEngineError, ServiceError
 from obs_engine.errors import DeadlineExceededError
 from obs_engine.testing import LocalObs
 
@@ -157,6 +158,37 @@ def test_a_call_has_a_deadline_if_it_is_given_one(server: LocalObs, source: Path
     result = send(server, "late", source, {"deadline_s": 60})
     assert result.report.parts_resumed >= 5
     assert object_of(server, BUCKET, "late") == source.read_bytes()
+
+
+def test_a_cap_holds_for_all_uploads_together(server: LocalObs, tmp_path: Path) -> None:
+    """Two uploads at a time, 2 MB/s: together they take at least as long as their bytes."""
+    sources = [make_file(tmp_path / name, 15 * PART, seed) for seed, name in enumerate("ab")]
+    with client_of(server, engine=EngineOptions(max_bandwidth_bytes_per_s=2e6)) as client:
+        began_s = time.monotonic()
+        with ThreadPoolExecutor(2) as threads:
+            calls = [threads.submit(client.uploadFile, BUCKET, f"cap-{f.name}", str(f), PART, 4) for f in sources]
+            assert [call.result().status for call in calls] == [200, 200]
+        assert time.monotonic() - began_s >= (30 * PART - 0.2 * 2e6 - 8 * 16384) / 2e6
+    for path in sources:
+        assert object_of(server, BUCKET, f"cap-{path.name}") == path.read_bytes()
+
+
+def test_a_cap_changes_while_an_upload_runs(server: LocalObs, tmp_path: Path) -> None:
+    """An upload that would take a minute is set free, and is done at once."""
+    source = make_file(tmp_path / "source", 40 * PART, 3)
+    with client_of(server, engine=EngineOptions(max_bandwidth_bytes_per_s=70_000)) as client:
+
+        def look(sent: int, *_: Any) -> None:
+            if sent:
+                client.set_max_bandwidth(None)
+
+        began_s = time.monotonic()
+        result = client.uploadFile(BUCKET, "freed", str(source), PART, 4, progressCallback=look)
+        assert result.status == 200
+        assert time.monotonic() - began_s < 30
+        with pytest.raises(InvalidArgumentError, match="max_bandwidth"):
+            client.set_max_bandwidth(5)
+    assert object_of(server, BUCKET, "freed") == source.read_bytes()
 
 
 def test_a_name_that_is_none_is_told_with_its_kind(server: LocalObs, source: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
+from datetime import datetime
 from typing import Any, get_args
 
 import click
 
 from obs_engine.arguments import RECORD_SUFFIX
+from obs_engine.cli.amounts import Timetable
 from obs_engine.cli.connection import SCHEME, Bar, Command, connection_options, decorated, open_client, split_target
 from obs_engine.errors import ResumeRefusedError, ServiceError
 from obs_engine.limits import MIB
@@ -27,6 +29,8 @@ def _upload_command(command: Command) -> Command:
                      help="What must be proven before success is reported."),
         click.option("--reader", type=click.Choice(get_args(Reader)), default="auto", show_default=True,
                      help="How FILE is read."),
+        click.option("--max-bandwidth", metavar="CAP", default="off", show_default=True,
+                     help="Bytes a second, e.g. 20M; or by the time of day: '08:00,20M 19:00,off'."),
         click.option("--on-source-change", type=click.Choice(["restart", "refuse"]), default="restart",
                      show_default=True, help="Where FILE changed since its upload began."),
         click.option("--quiet", is_flag=True, help="No progress bar."),
@@ -71,17 +75,28 @@ def resume(file: str, target: str, adopt: bool, upload_id: str | None, **options
 
 def _upload(
     file: str, target: str, *, is_checkpoint: bool, part_size_mib: float, task_num: int, processes: int | None,
-    checkpoint_file: str | None, checksum: bool, verify: Any, reader: Any, on_source_change: Any, quiet: bool,
-    adopt: bool | str = False, **connection: Any,
+    checkpoint_file: str | None, checksum: bool, verify: Any, reader: Any, max_bandwidth: str, on_source_change: Any,
+    quiet: bool, adopt: bool | str = False, **connection: Any,
 ) -> None:  # fmt: skip
     bucket, key = split_target(target, file)
+    caps = Timetable.of(max_bandwidth)
+    cap = caps.at(datetime.now())
     engine = EngineOptions(
-        processes=processes, verify=verify, reader=reader, on_source_change=on_source_change, adopt=adopt
-    )
+        processes=processes, verify=verify, reader=reader, on_source_change=on_source_change, adopt=adopt,
+        max_bandwidth_bytes_per_s=cap,
+    )  # fmt: skip
     with open_client(engine, **connection) as client, Bar(key, is_quiet=quiet) as bar:
+
+        def show(done: int, total: int, seconds: float) -> None:
+            nonlocal cap
+            if (now := caps.at(datetime.now())) != cap:
+                cap = now
+                client.set_max_bandwidth(cap)
+            bar.show(done, total, seconds)
+
         result = client.uploadFile(
             bucket, key, file, int(part_size_mib * MIB), task_num, is_checkpoint, checkpoint_file, checksum,
-            progressCallback=bar.show,
+            progressCallback=show,
         )  # fmt: skip
     if result.status >= 300:
         raise ServiceError(

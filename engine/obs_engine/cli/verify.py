@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -11,27 +10,25 @@ from typing import Any
 import click
 
 from obs_engine.arguments import VERIFY_TASK_NUM_DEFAULT, Against
+from obs_engine.cli.amounts import bytes_of
 from obs_engine.cli.connection import SCHEME, Bar, connection_options, open_client, split_target
 from obs_engine.cli.main import fail
 from obs_engine.errors import ObsEngineError
-from obs_engine.limits import GIB, KIB, MIB
 from obs_engine.options import EngineOptions
 from obs_engine.transfer.messages import VerifyResult
 
 EXIT_DIFFERS, EXIT_UNKNOWN = 1, 2
 """As of `cmp`: whoever asks must be able to tell "they differ" from "nobody knows"."""
 
-_UNITS = {"B": 1, "K": KIB, "M": MIB, "G": GIB, "": MIB}
-
 
 def _bytes_of(_context: click.Context, _option: click.Parameter, size: str | None) -> int | None:
     """A number of MiB, as `cp` takes it, or one with a unit."""
     if size is None:
         return None
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([BKMG]?)", size.upper())
+    found = bytes_of(size, unit="M")
     if found is None:
         raise click.BadParameter(f"expected MiB, or a number with B, K, M or G (102400B, 100K, 9M), found {size!r}")
-    return int(float(found[1]) * _UNITS[found[2]])
+    return found
 
 
 @click.command()

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from obs_engine.errors import EngineDiedError, ObsEngineError, UploadCancelledError
+from obs_engine.transfer.bandwidth import Bandwidth
 from obs_engine.transfer.messages import (
     Decoder,
     ErrorInfo,
@@ -24,6 +25,7 @@ from obs_engine.transfer.messages import (
     Logged,
     NewCredentials,
     ProtocolError,
+    SetBandwidth,
     UploadRequest,
     VerifyRequest,
     encode,
@@ -47,6 +49,7 @@ class Coordinator:
         self._caller_pid = caller_pid
         self._pool: WorkerPool | None = None
         self._negotiator = Negotiator()
+        self._bandwidth = Bandwidth()
         self._calls: dict[_Call, asyncio.Task[None]] = {}
         self._is_ending = asyncio.Event()
 
@@ -94,6 +97,8 @@ class Coordinator:
             request = await call.receive()
             if isinstance(request, (UploadRequest, VerifyRequest)):
                 await self._work(call, request)
+            elif isinstance(request, SetBandwidth):
+                self._bandwidth.set(request.bytes_per_s)
         finally:
             del self._calls[call]
             call.close()
@@ -101,7 +106,8 @@ class Coordinator:
     async def _work(self, call: _Call, request: UploadRequest | VerifyRequest) -> None:
         asked = request.upload if isinstance(request, VerifyRequest) else request
         if self._pool is None:
-            self._pool = WorkerPool(asked.engine.processes or default_processes())
+            self._pool = WorkerPool(asked.engine.processes or default_processes(), self._bandwidth)
+        self._bandwidth.set(asked.engine.max_bandwidth_bytes_per_s)
         _call.set(call)
         call.log_level = asked.log_level
         session = self._pool.session(asked.task_num, call.tell)

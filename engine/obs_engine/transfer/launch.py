@@ -18,7 +18,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from obs_engine.errors import ClientClosedError, EngineDiedError
-from obs_engine.transfer.messages import Decoder, Failed, Uploaded, UploadRequest, Verified, VerifyRequest, encode
+from obs_engine.transfer.messages import (
+    Decoder,
+    Failed,
+    SetBandwidth,
+    Uploaded,
+    UploadRequest,
+    Verified,
+    VerifyRequest,
+    encode,
+)
 
 # Why without collection while modules load: what they make stays for good, and is looked through again and again.
 _BOOT = (
@@ -49,6 +58,15 @@ class Launcher:
             ClientClosedError: `close` was called before.
         """
         return Call(self, self._running().open_call(), request)
+
+    def tell(self, message: SetBandwidth) -> None:
+        """Says something to the coordinator, if there is one."""
+        with self._lock:
+            current = self._coordinator
+            if current is None or current.owner_pid != os.getpid() or not current.is_alive():
+                return
+            with current.open_call() as channel, contextlib.suppress(ConnectionError):
+                channel.sendall(encode(message))
 
     @property
     def is_closed(self) -> bool:

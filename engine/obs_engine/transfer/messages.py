@@ -199,6 +199,12 @@ class NewCredentials(NamedTuple):
     credentials: Credentials
 
 
+class SetBandwidth(NamedTuple):
+    """From now on so many bytes a second, all uploads together; None for no cap. A call by itself; nothing answers."""
+
+    bytes_per_s: float | None
+
+
 # --- coordinator -> caller --------------------------------------------------------------------------------------
 
 
@@ -341,6 +347,12 @@ class CloseUpload(NamedTuple):
     upload: int
 
 
+class Allow(NamedTuple):
+    """So many bytes more may be sent; None for as many as there are."""
+
+    size: int | None
+
+
 class PartTask(NamedTuple):
     """Send `length` bytes from `offset` as part `part_number` of `upload_id`.
 
@@ -477,6 +489,10 @@ class InFlight(NamedTuple):
     sent_bytes: int
 
 
+class CreditWanted(NamedTuple):
+    """There are bytes to send, and none that may be."""
+
+
 Outcome = PartStoredReply | TaskReplied | HashDone | Compared | TaskFailed
 Task = PartTask | RequestTask | HashTask | Md5Task | Crc64Task | CompareTask
 
@@ -486,7 +502,8 @@ _CLASSES: dict[str, Any] = {
         TransportOptions, ErrorInfo, Dialect, UploadRequest, NewCredentials, Progress, CredentialsWanted, UploadReport,
         Uploaded, Failed, Logged, OpenUpload, CloseUpload, PartTask, RequestTask, HashTask, Md5Task, Crc64Task,
         PartStoredReply, TaskReplied, HashDone, TaskFailed, InFlight, EngineOptions, FileIdentity, Endpoint, Reply,
-        Request, Target, Credentials, VerifyRequest, VerifyResult, Verified, CompareTask, Compared,
+        Request, Target, Credentials, SetBandwidth, Allow, CreditWanted, VerifyRequest, VerifyResult, Verified,
+        CompareTask, Compared,
     )
 }  # fmt: skip
 _FIELDS = {

@@ -16,8 +16,11 @@ from itertools import count
 from typing import Any
 
 from obs_engine.errors import EngineDiedError
+from obs_engine.transfer.bandwidth import Bandwidth
 from obs_engine.transfer.messages import (
+    Allow,
     CloseUpload,
+    CreditWanted,
     Decoder,
     InFlight,
     Logged,
@@ -41,7 +44,8 @@ class WorkerDied(Exception):
 class WorkerPool:
     """Up to `size` workers, started when first needed and replaced when they die."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, bandwidth: Bandwidth) -> None:
+        self._bandwidth = bandwidth
         self._workers: list[_WorkerHandle | None] = [None] * size
         self._uploads = count(1)
         self._tasks = count(1)
@@ -70,7 +74,7 @@ class WorkerPool:
         """The living worker of a slot, forked if need be."""
         worker = self._workers[slot]
         if worker is None or worker.is_dead:
-            worker = self._workers[slot] = _WorkerHandle()
+            worker = self._workers[slot] = _WorkerHandle(self._bandwidth)
         return worker
 
     def kill(self) -> None:
@@ -175,7 +179,7 @@ class Session:
 class _WorkerHandle:
     """One worker process as the coordinator sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, bandwidth: Bandwidth) -> None:
         ours, theirs = socket.socketpair()
         try:
             self.pid = os.fork()
@@ -196,6 +200,8 @@ class _WorkerHandle:
         self._waiting: dict[int, asyncio.Future[Outcome]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(ours.fileno(), self._on_readable)
+        self._bandwidth = bandwidth
+        bandwidth.join(self, lambda size: self.say(Allow(size)))
 
     async def run(self, number: int, task: Task) -> Outcome:
         future: asyncio.Future[Outcome] = self._loop.create_future()
@@ -244,6 +250,9 @@ class _WorkerHandle:
             self._on_death()
             return
         for outcome in self._decoder.feed(data):
+            if isinstance(outcome, CreditWanted):
+                self._bandwidth.ask(self)
+                continue
             if isinstance(outcome, (InFlight, Logged)):
                 listener = self.listeners.get(outcome.upload)
                 if listener is not None:
@@ -257,6 +266,7 @@ class _WorkerHandle:
         if self.is_dead:
             return
         self.is_dead = True
+        self._bandwidth.leave(self)
         self._loop.remove_reader(self._channel.fileno())
         if self._is_flushing:
             self._loop.remove_writer(self._channel.fileno())

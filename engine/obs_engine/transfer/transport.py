@@ -15,6 +15,7 @@ import pycurl
 
 from obs_engine.errors import ObsEngineError, TransportError
 from obs_engine.limits import REPLY_BODY_MAX_BYTES
+from obs_engine.transfer.bandwidth import Allowance
 from obs_engine.transfer.messages import TransportOptions
 from obs_engine.wire.policy import REPEATING, failure_row
 from obs_engine.wire.replies import Reply
@@ -50,8 +51,13 @@ class Transport:
     transfer is cancelled.
     """
 
-    def __init__(self, poller: select.epoll) -> None:
+    def __init__(self, poller: select.epoll, allowance: Allowance) -> None:
+        """
+        Args:
+            allowance: what may be sent of bodies that are windows.
+        """
         self._poller = poller
+        self._allowance = allowance
         self._watched: set[int] = set()
         self._running: dict[pycurl.Curl, _Transfer] = {}
         self._idle: list[pycurl.Curl] = []
@@ -75,6 +81,8 @@ class Transport:
         """
         curl = self._idle.pop() if self._idle else pycurl.Curl()
         transfer = _Transfer(curl, request, body, on_done, sink)
+        if not isinstance(body, memoryview):
+            transfer.may_take = self._may_take
         transfer.configure(options)
         curl.setopt(pycurl.FRESH_CONNECT, int(is_fresh))
         self._running[curl] = transfer
@@ -91,6 +99,11 @@ class Transport:
         """Bytes of a transfer's body that libcurl has taken, or that it has given to a sink."""
         assert isinstance(token, _Transfer)
         return token.sent_bytes
+
+    def go_on(self) -> None:
+        """There may be something to take again for transfers that found nothing."""
+        for transfer in list(self._running.values()):
+            transfer.go_on()
 
     def timeout_s(self) -> float | None:
         """How long the event loop may wait at most."""
@@ -152,6 +165,9 @@ class Transport:
             self._watched.add(descriptor)
             self._poller.register(descriptor, _EVENTS[what])
 
+    def _may_take(self, size: int) -> int:
+        return self._allowance.take(size, len(self._running))
+
     def _on_timer(self, timeout_ms: int) -> None:
         self._timeout_ms = timeout_ms
 
@@ -172,6 +188,8 @@ class _Transfer:
         self.on_done = on_done
         self.failure: ObsEngineError | None = None  # of the body's source, or of the sink
         self.sent_bytes = 0
+        self.may_take: Callable[[int], int] | None = None
+        self._is_paused = False
         self._sink = sink
         self._body = body
         self._status = 0
@@ -236,7 +254,17 @@ class _Transfer:
     def reply(self) -> Reply:
         return Reply(self._status, self._reason, tuple(self._headers), bytes(self._reply))
 
+    def go_on(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self.curl.pause(pycurl.PAUSE_CONT)
+
     def _on_read(self, size: int) -> memoryview | int:
+        if self.may_take is not None and self.sent_bytes < len(self._body):
+            size = self.may_take(min(size, len(self._body) - self.sent_bytes))
+            if not size:
+                self._is_paused = True
+                return pycurl.READFUNC_PAUSE
         try:
             piece = self._body[self.sent_bytes : self.sent_bytes + size]
         except ObsEngineError as error:

@@ -17,12 +17,15 @@ from typing import Any, TypeVar
 
 from obs_engine.errors import IntegrityError, ObsEngineError, SourceChangedError, SourceError, TransportError
 from obs_engine.source.window import Window, open_window
+from obs_engine.transfer.bandwidth import Allowance
 from obs_engine.transfer.comparison import Comparison
 from obs_engine.transfer.follower import Follower, follow
 from obs_engine.transfer.messages import (
+    Allow,
     CloseUpload,
     CompareTask,
     Crc64Task,
+    CreditWanted,
     Decoder,
     ErrorInfo,
     HashDone,
@@ -68,9 +71,11 @@ class Worker:
         self._poller = select.epoll()
         self._wanted = select.EPOLLIN
         self._poller.register(channel.fileno(), self._wanted)
-        self._transport = Transport(self._poller)
+        self._allowance = Allowance()
+        self._transport = Transport(self._poller, self._allowance)
         self._uploads: dict[int, _OpenFile] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
+            Allow: self._allow,
             OpenUpload: self._open,
             CloseUpload: self._close,
             PartTask: self._send_part,
@@ -102,6 +107,8 @@ class Worker:
             self._transport.finish_transfers()
             self._digest_on()
             self._show_in_flight()
+            if self._allowance.ask():
+                self._say(CreditWanted())
             self._flush()
 
     def _receive(self) -> bool:
@@ -115,7 +122,7 @@ class Worker:
             self._handlers[type(message)](message)
         return bool(data)
 
-    def _say(self, message: Outcome | InFlight | Logged) -> None:
+    def _say(self, message: Outcome | InFlight | Logged | CreditWanted) -> None:
         self._outgoing += encode(message)
 
     def _flush(self) -> None:
@@ -131,6 +138,10 @@ class Worker:
             if wanted != self._wanted:
                 self._wanted = wanted
                 self._poller.modify(self._channel.fileno(), wanted)
+
+    def _allow(self, message: Allow) -> None:
+        self._allowance.grant(message.size)
+        self._transport.go_on()
 
     def _open(self, message: OpenUpload) -> None:
         known = self._uploads.get(message.upload)
