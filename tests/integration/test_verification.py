@@ -29,6 +29,7 @@ from obs_engine import (
 from obs_engine.checkpoint.journal import peek
 from obs_engine.limits import MIB
 from obs_engine.testing import LocalObs
+from recorder import Answer, Recorder
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -141,6 +142,18 @@ def test_what_is_always_wrong_fails_and_says_where(
     result = send(clients[rung], "always", source, enableCheckpoint=True)
     assert result.status == 200
     assert object_of(server, BUCKET, "always") == source.read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_object_of_another_length_is_no_success(seed: int, tmp_path: Path) -> None:
+    """With `verify="length"`: whatever else the service says of it."""
+    size = random.Random(seed).randrange(1, 3 * PART)
+    source = make_file(tmp_path / "source", size, seed)
+    with Recorder("x-amz-") as short:
+        short.answers["Head"] = Answer(headers=(("ETag", '"0"'),))  # its length is 0
+        caller = ObsClient("ak", "sk", server=f"http://127.0.0.1:{short.port}", engine=EngineOptions(verify="length"))
+        with caller as client, pytest.raises(IntegrityError, match=f"expected {size} bytes, found 0; "):
+            send(client, "short", source)
 
 
 def check_clean_runs(server: LocalObs, clients: dict[str, ObsClient], tmp_path: Path, runs: int) -> None:
