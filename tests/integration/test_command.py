@@ -43,7 +43,7 @@ def interrupted(server: LocalObs, key: str, source: Path, stored: int = 8) -> Pa
     """A `cp` that was refused after some parts."""
     rule = {"operation": "UploadPart", "nth": list(range(stored + 1, 999)), "status": 403, "code": "AccessDenied"}
     server.set_faults([rule])
-    said = run(server, "cp", source, f"obs://bench/{key}", "--part-size", 0.09765625, "-j", 2)
+    said = run(server, "cp", source, f"obs://bench/{key}", "--part-size", 0.09765625, "-j", 1)
     assert (said.status, said.out) == (1, "")
     assert "AccessDenied" in said.err
     server.set_faults([])

@@ -19,7 +19,8 @@ CUT = 0.8
 """Of what was accepted of late, so much is tried after a refusal."""
 PLATEAU_S = 3.0
 """So long after a cut the rate is again what it was, and hardly grows: the same for fast services and slow ones."""
-RATE_MIN = 0.5
+RATE_MIN = 10.0
+"""What is slower than that is left to the pauses of each request: one refusal is no measure of a service."""
 MEASURED_S = 1.0
 """So far back goes what counts as of late; and in so long one refusal counts once, as others were on their way."""
 NAP_MIN_S = 0.001

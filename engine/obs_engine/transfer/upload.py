@@ -47,7 +47,7 @@ from obs_engine.transfer.messages import (
 from obs_engine.transfer.negotiation import Negotiator
 from obs_engine.transfer.pool import Session
 from obs_engine.transfer.progress import ProgressFeed
-from obs_engine.transfer.proof import RESENDS_MAX, PartProof
+from obs_engine.transfer.proof import RESENDS_MAX, Mismatch, PartProof
 from obs_engine.transfer.readback import first_difference
 from obs_engine.transfer.resume import Decision, Inquiry, Testimony, testify
 from obs_engine.transfer.service import Service, multipart_etag, together
@@ -56,6 +56,8 @@ from obs_engine.wire.replies import Reply, error_of, read_completed, read_fault
 _log = logging.getLogger("obs_engine")
 
 ABORT_TIMEOUT_S = 1.0
+JUDGE_TIMEOUT_S = 0.5
+"""For parts that were stored as the upload failed, to be proven and recorded."""
 ETAG_LENGTH_MAX = 1024
 CONTENT_LOOKS_MAX = 5
 SOME_PARTS_FAILED = "some parts are failed when upload. Please try again"
@@ -90,6 +92,7 @@ class Upload:
         self._identity = FileIdentity(0, 0, 0, 0, 0)
         self._plan = PartPlan(0, 1)
         self._proof: PartProof | None = None
+        self._judging: set[asyncio.Future[Mismatch | None]] = set()  # parts that are stored, and not yet recorded
         self._tree: ContentTree | None = None
         self._cache = PageCache(request.path, 0, None)
         self._crc64: int | None = None
@@ -141,6 +144,8 @@ class Upload:
             await self._abort_unless_kept()
             raise
         finally:
+            for judging in self._judging:
+                judging.cancel()
             if self._proof is not None:
                 self._proof.stop()
             if self._tree is not None:
@@ -308,7 +313,11 @@ class Upload:
                 await self._send_part(part_number, proof)
 
         assert self._sync_failure is not None
-        await together((send_parts() for _ in range(min(self._session.limit, len(missing)))), self._sync_failure)
+        try:
+            await together((send_parts() for _ in range(min(self._session.limit, len(missing)))), self._sync_failure)
+        finally:
+            if self._judging:  # Why also when one has failed: what the service has stored shall be in the record
+                await asyncio.wait(self._judging, timeout=JUDGE_TIMEOUT_S)
         return await self._complete()
 
     async def _send_part(self, part_number: int, proof: PartProof) -> None:
@@ -318,11 +327,13 @@ class Upload:
         while True:
             content_md5 = await proof.content_md5(part_number)
             reply = await self._sent(part_number, content_md5, is_followed=proof.follows)
-            mismatch = await proof.mismatch(part_number, reply, content_md5)
-            # Why for each part, and before more is said of it: other bytes of a changed file are no corruption.
-            self._check_source()
+            judging = asyncio.ensure_future(self._judged(part_number, reply, content_md5, proof))
+            judging.add_done_callback(lambda done: done.cancelled() or done.exception())  # who awaits it hears of it
+            judging.add_done_callback(self._judging.discard)
+            self._judging.add(judging)
+            mismatch = await asyncio.shield(judging)
             if mismatch is None:
-                break
+                return
             corruptions += mismatch.is_corrupt
             what = f"part {part_number} of {self._what} (offset {self._plan.part(part_number)[0]}): expected " \
                 f"{mismatch.expected}, found {mismatch.found}"
@@ -334,7 +345,17 @@ class Upload:
                 )
             if mismatch.is_corrupt:
                 _log.warning("%s; it is sent again", what)
-        self._record_part(part_number, reply)
+
+    async def _judged(
+        self, part_number: int, reply: PartStoredReply, content_md5: str, proof: PartProof
+    ) -> Mismatch | None:
+        """What speaks against a part that the service says it stored; where nothing does, it is recorded."""
+        mismatch = await proof.mismatch(part_number, reply, content_md5)
+        # Why for each part, and before more is said of it: other bytes of a changed file are no corruption.
+        self._check_source()
+        if mismatch is None:
+            self._record_part(part_number, reply)
+        return mismatch
 
     def _record_part(self, part_number: int, reply: PartStoredReply) -> None:
         offset, length = self._plan.part(part_number)
