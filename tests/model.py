@@ -24,6 +24,7 @@ from obs_engine.options import EngineOptions
 from obs_engine.source import plan
 from obs_engine.transfer import checkpoint_file, content_tree, pieces
 from obs_engine.transfer import service as service_module
+from obs_engine.transfer.flow import Flow
 from obs_engine.transfer.messages import (
     CredentialsWanted,
     Dialect,
@@ -44,7 +45,6 @@ from obs_engine.transfer.messages import (
     UploadRequest,
 )
 from obs_engine.transfer.negotiation import Negotiator
-from obs_engine.transfer.pace import Pace
 from obs_engine.transfer.pool import WorkerDied
 from obs_engine.transfer.upload import Upload
 from obs_engine.wire.endpoint import Endpoint
@@ -271,7 +271,9 @@ class Session:
             events: what happens in the world while a task runs, by name.
         """
         self.limit = limit
-        self.pace = Pace()  # which hears, and is not heeded: no script waits
+        self.flow = Flow()  # which hears, and is not heeded: no script waits
+        self.attempts: set[object] = set()
+        self.part_seconds: list[float] = []
         self._service = service
         self._script = iter(script)
         self._die = die
@@ -293,7 +295,7 @@ class Session:
     async def compute(self, make_task: Callable[[int], Task]) -> Outcome:
         return await self.run(make_task)
 
-    async def run(self, make_task: Callable[[int], Task]) -> Outcome:
+    async def run(self, make_task: Callable[[int], Task], *, part_bytes: int = 0) -> Outcome:
         if self._is_dead:
             raise Killed
         self._tasks += 1

@@ -46,6 +46,8 @@ class EngineOptions:
             alone.
         check_bucket: send HEAD bucket before Initiate, as the official SDK does. Off by default: Initiate itself
             finds a missing bucket, and `PutObject` is then the only permission needed.
+        max_connections: of all uploads of the client together, 1-100000, idle ones among them; None for as many as the
+            limit on descriptors (RLIMIT_NOFILE) of each worker allows, 256 a worker at most. Parts beyond wait.
         max_bandwidth_bytes_per_s: of all uploads of the client together, 1024 at least; None for no cap.
             `ObsClient.set_max_bandwidth` changes it while they run.
         deadline_s: for one call of `uploadFile` altogether, above 0; None for no such limit.
@@ -64,6 +66,7 @@ class EngineOptions:
     adopt: bool | str = False
     negotiate: bool = True
     check_bucket: bool = False
+    max_connections: int | None = None
     max_bandwidth_bytes_per_s: float | None = None
     deadline_s: float | None = None
     connect_timeout_s: float | None = None
@@ -72,6 +75,7 @@ class EngineOptions:
         _within(self, "processes", int, 1, 256, optional=True)
         _within(self, "upload_buffer_bytes", int, 16 * KIB, 2 * MIB, optional=True)
         _within(self, "sync_interval_s", (int, float), 0.01, 60)
+        _within(self, "max_connections", int, 1, 100_000, optional=True)
         _within(self, "max_bandwidth_bytes_per_s", (int, float), 1024, 1e15, optional=True)
         _within(self, "deadline_s", (int, float), 0.001, 1e9, optional=True)
         _within(self, "connect_timeout_s", (int, float), 0.1, 3600, optional=True)

@@ -56,7 +56,7 @@ class Settings:
     def transport_for(self, task_num: int) -> TransportOptions:
         """With libcurl's buffer for each connection: what was measured best, less where many would cost memory."""
         best = 512 * KIB if self.target.endpoint.scheme == "https" else MIB
-        size = self.transport.upload_buffer_bytes or max(64 * KIB, min(best, 64 * MIB // task_num))
+        size = self.transport.upload_buffer_bytes or max(64 * KIB, min(best, 32 * MIB // task_num))
         return replace(self.transport, upload_buffer_bytes=size)
 
 

@@ -15,6 +15,7 @@ from obs_engine.checkpoint.fold import UploadState
 from obs_engine.checkpoint.records import Binding
 from obs_engine.source.plan import PartPlan
 from obs_engine.transfer import progress as progress_module
+from obs_engine.transfer.flow import Flow
 from obs_engine.transfer.messages import Progress
 from obs_engine.transfer.progress import ProgressFeed
 
@@ -23,6 +24,7 @@ SIZE, PART = 1000, 100
 
 class Session:
     in_flight_bytes = 0
+    flow = Flow()
 
 
 def state_of(parts: int) -> UploadState:

@@ -15,9 +15,7 @@ from typing import Protocol
 from obs_engine.errors import SourceError
 from obs_engine.source.identity import truncated
 
-_STEP_BYTES = 2 << 20
-_KEPT_MAX_BYTES = 16 << 20
-"""Of a window that is read twice, mapped pages that are kept for the second time."""
+STEP_BYTES = 1 << 20
 _MADV_POPULATE_READ = 22  # of Linux 5.14; Python does not name it
 
 
@@ -37,12 +35,15 @@ class Window(Protocol):
     def close(self) -> None: ...
 
 
-def open_window(descriptor: int, offset: int, length: int, reader: str, *, is_read_twice: bool = False) -> Window:
+def open_window(
+    descriptor: int, offset: int, length: int, reader: str, *, keeps_pages: bool = False, step_bytes: int = STEP_BYTES
+) -> Window:
     """A window onto `length` bytes from `offset`, which needs no alignment.
 
     Args:
         reader: "mmap" or "pread".
-        is_read_twice: once read to its end, it will be read again.
+        step_bytes: so much is mapped ahead of what is read, and as much stays mapped behind it.
+        keeps_pages: what is mapped stays mapped, to be read again.
 
     Raises:
         SourceTruncatedError: the file ends before.
@@ -52,7 +53,7 @@ def open_window(descriptor: int, offset: int, length: int, reader: str, *, is_re
         raise truncated("uploadFile", offset + length, size)
     if reader == "pread":
         return ReadWindow(descriptor, offset, length)
-    return MappedWindow(descriptor, offset, length, keeps_pages=is_read_twice and length <= _KEPT_MAX_BYTES)
+    return MappedWindow(descriptor, offset, length, keeps_pages=keeps_pages, step_bytes=step_bytes)
 
 
 class MappedWindow:
@@ -63,9 +64,12 @@ class MappedWindow:
     allowed: they are mapped again.
     """
 
-    def __init__(self, descriptor: int, offset: int, length: int, *, keeps_pages: bool = False) -> None:
+    def __init__(
+        self, descriptor: int, offset: int, length: int, *, keeps_pages: bool = False, step_bytes: int = STEP_BYTES
+    ) -> None:
         self._descriptor = descriptor
         self._keeps_pages = keeps_pages
+        self._step_bytes = max(mmap.PAGESIZE, step_bytes & -mmap.PAGESIZE)
         self._offset = offset - offset % mmap.ALLOCATIONGRANULARITY
         self._length = length
         self._slack = offset % mmap.ALLOCATIONGRANULARITY
@@ -91,12 +95,13 @@ class MappedWindow:
     def _move(self, mapping: mmap.mmap, start: int, stop: int) -> None:
         start &= -mmap.PAGESIZE
         if not self._first <= start <= self._last:
+            self._give_up(mapping, self._last)
             self._first = self._last = start
-        elif start - self._first >= _STEP_BYTES and not self._keeps_pages:
-            mapping.madvise(mmap.MADV_DONTNEED, self._first, start - self._first)
+        elif start - self._first >= self._step_bytes:
+            self._give_up(mapping, start)
             self._first = start
         while self._last < min(stop, len(mapping)):
-            length = min(_STEP_BYTES, len(mapping) - self._last)
+            length = min(self._step_bytes, len(mapping) - self._last)
             try:
                 mapping.madvise(_MADV_POPULATE_READ, self._last, length)
             except OSError as error:
@@ -104,6 +109,10 @@ class MappedWindow:
                     raise self._unreadable() from None
                 # An older kernel: the pages come one fault at a time.
             self._last += length
+
+    def _give_up(self, mapping: mmap.mmap, stop: int) -> None:
+        if self._first < stop and not self._keeps_pages:
+            mapping.madvise(mmap.MADV_DONTNEED, self._first, stop - self._first)
 
     def _unreadable(self) -> SourceError:
         size, end = os.fstat(self._descriptor).st_size, self._offset + self._slack + self._length

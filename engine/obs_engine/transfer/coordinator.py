@@ -106,7 +106,9 @@ class Coordinator:
     async def _work(self, call: _Call, request: UploadRequest | VerifyRequest) -> None:
         asked = request.upload if isinstance(request, VerifyRequest) else request
         if self._pool is None:
-            self._pool = WorkerPool(asked.engine.processes or default_processes(), self._bandwidth)
+            engine = asked.engine
+            size = engine.processes or default_processes()
+            self._pool = WorkerPool(size, self._bandwidth, engine.max_connections)
         self._bandwidth.set(asked.engine.max_bandwidth_bytes_per_s)
         _call.set(call)
         call.log_level = asked.log_level

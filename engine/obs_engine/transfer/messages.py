@@ -208,12 +208,27 @@ class SetBandwidth(NamedTuple):
 # --- coordinator -> caller --------------------------------------------------------------------------------------
 
 
+class FlowState(NamedTuple):
+    """What an endpoint gets at the moment, from all uploads of the client.
+
+    Attributes:
+        parts_in_flight: on their way.
+        parts_in_flight_max: at most; see `concurrency`.
+        requests_per_s_max: at most, since the service asked to slow down; None where it never did.
+    """
+
+    parts_in_flight: int
+    parts_in_flight_max: int
+    requests_per_s_max: float | None
+
+
 class Progress(NamedTuple):
     """How far an upload is.
 
     Attributes:
         shown_bytes: stored or on their way; never falling, and all of them only when the object stands.
         stored_bytes, stored_parts: acknowledged by the service.
+        flow: how it gets there.
     """
 
     shown_bytes: int
@@ -221,6 +236,7 @@ class Progress(NamedTuple):
     total_bytes: int
     stored_parts: int
     total_parts: int
+    flow: FlowState
 
 
 class CredentialsWanted(NamedTuple):
@@ -239,7 +255,8 @@ class UploadReport:
         parts_resumed: parts that an earlier call had stored.
         parts_adopted: those of them of which the service knew, and no record.
         parts_sent: parts that this call stored.
-        part_attempts: UploadPart requests of this call, retries included.
+        part_attempts: UploadPart requests of this call: retries and doubles included.
+        parts_doubled: parts that were late, and were sent a second time at the same time.
         seconds: of this call in the coordinator.
         verify: the rung of verification that was climbed.
         etag: of the object, as its parts make it, without quotes; None where their ETags are no MD5s.
@@ -256,6 +273,7 @@ class UploadReport:
     parts_adopted: int
     parts_sent: int
     part_attempts: int
+    parts_doubled: int
     seconds: float
     verify: str = "none"
     etag: str | None = None
@@ -345,6 +363,13 @@ class CloseUpload(NamedTuple):
     """Give up what is in flight for the upload and forget it."""
 
     upload: int
+
+
+class CancelTask(NamedTuple):
+    """Give up a task, without a word."""
+
+    upload: int
+    task: int
 
 
 class Allow(NamedTuple):
@@ -503,7 +528,7 @@ _CLASSES: dict[str, Any] = {
         Uploaded, Failed, Logged, OpenUpload, CloseUpload, PartTask, RequestTask, HashTask, Md5Task, Crc64Task,
         PartStoredReply, TaskReplied, HashDone, TaskFailed, InFlight, EngineOptions, FileIdentity, Endpoint, Reply,
         Request, Target, Credentials, SetBandwidth, Allow, CreditWanted, VerifyRequest, VerifyResult, Verified,
-        CompareTask, Compared,
+        CompareTask, Compared, CancelTask, FlowState,
     )
 }  # fmt: skip
 _FIELDS = {

@@ -58,6 +58,16 @@ class Pace:
             # What a nap took too long, the next may take less.
             self._sent_s = max(self._sent_s + 1 / self.rate, time.monotonic() - 10 * NAP_MIN_S)
 
+    def try_turn(self) -> bool:
+        """The same for a request that need not go: it goes only where nobody waits, and it has not to wait itself."""
+        if self.rate is None:
+            return True
+        now_s = time.monotonic()
+        if self._line.locked() or self._sent_s + 1 / self._grown(now_s) > now_s:
+            return False
+        self._sent_s = now_s
+        return True
+
     def on_accepted(self) -> None:
         """A reply came that did not ask to slow down, whatever else it says."""
         self.accepted += 1

@@ -9,16 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from typing import Any
 
 from obs_engine.errors import EngineDiedError
 from obs_engine.transfer.bandwidth import Bandwidth
+from obs_engine.transfer.flow import Flow
+from obs_engine.transfer.gate import Gate
 from obs_engine.transfer.messages import (
     Allow,
+    CancelTask,
     CloseUpload,
     CreditWanted,
     Decoder,
@@ -26,15 +31,19 @@ from obs_engine.transfer.messages import (
     Logged,
     OpenUpload,
     Outcome,
+    PartStoredReply,
+    PartTask,
     Task,
     encode,
 )
-from obs_engine.transfer.pace import Pace
 from obs_engine.transfer.worker import run_worker
 
 _RECEIVE_BYTES = 1 << 20
 CONNECTIONS_PER_WORKER_MAX = 256
-"""Well below the usual limit of 1,024 descriptors a process."""
+DESCRIPTORS_RESERVED = 40
+"""Of a worker, for what is no connection: its channel, epoll, files, name resolution."""
+SAMPLES_MAX = 100
+"""Of the parts that were stored last, so many say how long one takes."""
 
 
 class WorkerDied(Exception):
@@ -42,14 +51,35 @@ class WorkerDied(Exception):
 
 
 class WorkerPool:
-    """Up to `size` workers, started when first needed and replaced when they die."""
+    """Workers, started when first needed and replaced when they die.
 
-    def __init__(self, size: int, bandwidth: Bandwidth) -> None:
+    Invariant: no worker has more tasks with a connection than its share of `connections`, nor libcurl in it more
+    connections, idle ones among them.
+
+    Attributes:
+        connections: of all uploads together, to be passed by every task that needs one.
+        shares: of each worker in them.
+        loads: tasks with a connection that each worker has.
+        promised: what the open sessions may give each worker, to spread new ones.
+    """
+
+    def __init__(self, size: int, bandwidth: Bandwidth, connections_max: int | None = None) -> None:
+        """
+        Args:
+            size: workers at most.
+            connections_max: None for as many as the workers' descriptors allow.
+        """
+        limit = min(connections_max or size * CONNECTIONS_PER_WORKER_MAX, size * _connections_of_a_worker())
+        size = min(size, limit)
         self._bandwidth = bandwidth
+        self.connections = Gate(limit)
+        self.shares = [limit // size + (slot < limit % size) for slot in range(size)]
+        self.loads = [0] * size
+        self.promised = [0] * size
         self._workers: list[_WorkerHandle | None] = [None] * size
         self._uploads = count(1)
         self._tasks = count(1)
-        self._paces: dict[str, Pace] = {}
+        self._flows: dict[str, Flow] = {}
 
     @property
     def size(self) -> int:
@@ -63,9 +93,9 @@ class WorkerPool:
         """
         return Session(self, next(self._uploads), task_num, tell)
 
-    def pace(self, endpoint: str) -> Pace:
+    def flow(self, endpoint: str) -> Flow:
         """That of all uploads to an endpoint."""
-        return self._paces.setdefault(endpoint, Pace(endpoint))
+        return self._flows.setdefault(endpoint, Flow(endpoint))
 
     def next_task(self) -> int:
         return next(self._tasks)
@@ -74,7 +104,7 @@ class WorkerPool:
         """The living worker of a slot, forked if need be."""
         worker = self._workers[slot]
         if worker is None or worker.is_dead:
-            worker = self._workers[slot] = _WorkerHandle(self._bandwidth)
+            worker = self._workers[slot] = _WorkerHandle(self._bandwidth, self.shares[slot])
         return worker
 
     def kill(self) -> None:
@@ -88,28 +118,40 @@ class WorkerPool:
 class Session:
     """One upload's use of the pool.
 
-    Invariant: a slot holds at most its share, and the shares add up to `limit`, which is at most `task_num`; as a
+    Invariant: `limit`, which is at most `task_num`, is spread over fixed shares of as few workers as it takes; as a
     worker keeps one connection for each task in flight, the upload opens no more than that.
+
+    Attributes:
+        attempts: parts on their way.
+        part_seconds: what the latest parts took from being sent to being stored.
     """
 
     def __init__(self, pool: WorkerPool, upload: int, task_num: int, tell: Callable[[Logged], None]) -> None:
         self._pool = pool
         self._tell = tell
         self.upload = upload
-        self.pace = Pace()  # until it is known where to
-        used = min(pool.size, task_num)
-        self.limit = min(task_num, used * CONNECTIONS_PER_WORKER_MAX)
-        self._shares = [self.limit // used + (slot < self.limit % used) for slot in range(used)]
-        self._loads = [0] * used
-        self._computing = [0] * used
+        self.flow = Flow()  # until it is known where to
+        self.limit = min(task_num, pool.connections.limit)
+        # Why by what is promised: uploads side by side use all workers, and one after the other the same connections.
+        self._slots = sorted(range(pool.size), key=pool.promised.__getitem__)[: self.limit]
+        used = len(self._slots)
+        self._shares = [0] * pool.size
+        for place, slot in enumerate(self._slots):
+            self._shares[slot] = self.limit // used + (place < self.limit % used)
+            pool.promised[slot] += self._shares[slot]
+        self._loads = [0] * pool.size
+        self._computing = dict.fromkeys(self._slots, 0)
         self._opened: dict[int, _WorkerHandle] = {}
         self._open_message: OpenUpload | None = None
         self._in_flight: dict[_WorkerHandle, int] = {}  # by every worker that was opened, the bytes last heard of
+        self._is_closed = False
+        self.attempts: set[Attempt] = set()
+        self.part_seconds: deque[float] = deque(maxlen=SAMPLES_MAX)
 
     @property
     def slots(self) -> int:
         """Workers that this upload may use."""
-        return len(self._shares)
+        return len(self._slots)
 
     @property
     def in_flight_bytes(self) -> int:
@@ -120,41 +162,98 @@ class Session:
         """Says what workers must know; again when it changed: from the next task on each of them has it."""
         self._open_message = message
         self._opened.clear()
-        self.pace = self._pool.pace(str(message.target.endpoint))
+        self.flow = self._pool.flow(str(message.target.endpoint))
 
-    async def run(self, make_task: Callable[[int], Task]) -> Outcome:
+    async def run(self, make_task: Callable[[int], Task], *, part_bytes: int = 0) -> Outcome:
         """Gives a task to the worker with the most room when it is its turn, and waits for its outcome.
 
         Args:
             make_task: from a task number.
+            part_bytes: of the part that it sends; 0 where it sends none.
 
         Raises:
             WorkerDied: the worker ended first.
             EngineDiedError: no worker can be started.
         """
-        await self.pace.turn()
-        slot = max(range(len(self._loads)), key=lambda s: self._shares[s] - self._loads[s])
-        assert self._loads[slot] < self._shares[slot], "more tasks than task_num"
-        return await self._run(slot, self._loads, make_task)
+        flow, pool = self.flow, self._pool
+        await pool.connections.enter()
+        try:
+            sent = await flow.enter(is_part=part_bytes > 0)
+            outcome: Outcome | None = None
+            try:
+                outcome = await self._run(self._roomiest(), make_task, sent.at_s)
+                return outcome
+            finally:
+                is_stored = isinstance(outcome, PartStoredReply)
+                seconds = flow.leave(sent, part_bytes, is_stored=is_stored)
+                if is_stored:
+                    self.part_seconds.append(seconds)
+        finally:
+            pool.connections.leave()
+
+    def double(self, attempt: Attempt) -> bool:
+        """Sends a part that is on its way a second time, on another connection; False where there is no room."""
+        flow, pool, task = self.flow, self._pool, attempt.task
+        assert isinstance(task, PartTask)
+        if not pool.connections.try_enter():
+            return False
+        sent = flow.try_enter()
+        if sent is None:
+            pool.connections.leave()
+            return False
+        slot = self._roomiest()
+        self._load(slot, 1)
+
+        def over(_: object) -> None:
+            self._load(slot, -1)
+            flow.leave(sent, task.length, is_stored=False)
+            pool.connections.leave()
+
+        attempt.future.add_done_callback(over)
+        attempt.give(self._worker(slot), task._replace(task=pool.next_task()))
+        return True
 
     async def compute(self, make_task: Callable[[int], Task]) -> Outcome:
         """As `run`, for a task without a connection: it counts for nobody's share."""
-        slot = min(range(len(self._computing)), key=self._computing.__getitem__)
-        return await self._run(slot, self._computing, make_task)
+        slot = min(self._slots, key=self._computing.__getitem__)
+        self._computing[slot] += 1
+        try:
+            return await Attempt(make_task(self._pool.next_task()), 0.0).given(self._worker(slot))
+        finally:
+            self._computing[slot] -= 1
 
-    async def _run(self, slot: int, loads: list[int], make_task: Callable[[int], Task]) -> Outcome:
+    async def _run(self, slot: int, make_task: Callable[[int], Task], sent_s: float) -> Outcome:
+        assert sum(self._loads) < self.limit, "more tasks than task_num"
+        worker = self._worker(slot)
+        attempt = Attempt(make_task(self._pool.next_task()), sent_s)
+        self._load(slot, 1)
+        self.attempts.add(attempt)
+        try:
+            return await attempt.given(worker)
+        finally:
+            self.attempts.discard(attempt)
+            self._load(slot, -1)
+
+    def _roomiest(self) -> int:
+        pool = self._pool
+        return max(
+            (slot for slot in range(pool.size) if pool.loads[slot] < pool.shares[slot]),
+            key=lambda slot: self._shares[slot] - self._loads[slot],
+        )
+
+    def _load(self, slot: int, more: int) -> None:
+        self._loads[slot] += more
+        self._pool.loads[slot] += more
+
+    def _worker(self, slot: int) -> _WorkerHandle:
+        """The worker of a slot, which knows the upload."""
         worker = self._pool.worker(slot)
         if self._opened.get(slot) is not worker:
             assert self._open_message is not None
             worker.say(self._open_message)
             self._opened[slot] = worker
             self._listen(worker)
-        number = self._pool.next_task()
-        loads[slot] += 1
-        try:
-            return await worker.run(number, make_task(number))
-        finally:
-            loads[slot] -= 1
+        return worker
 
     def close(self) -> None:
         """Gives up all that is in flight for the upload."""
@@ -164,6 +263,10 @@ class Session:
             worker.listeners.pop(self.upload, None)
         self._in_flight.clear()
         self._opened.clear()
+        if not self._is_closed:
+            self._is_closed = True
+            for slot in self._slots:
+                self._pool.promised[slot] -= self._shares[slot]
 
     def _listen(self, worker: _WorkerHandle) -> None:
         def on_message(message: InFlight | Logged) -> None:
@@ -176,10 +279,52 @@ class Session:
         worker.listeners[self.upload] = on_message
 
 
+class Attempt:
+    """A task in the hands of a worker, or of two: the first good outcome counts, or the last bad one.
+
+    Attributes:
+        task: as it was given out first.
+        sent_s: when.
+        future: its outcome.
+    """
+
+    def __init__(self, task: Task, sent_s: float) -> None:
+        self.task = task
+        self.sent_s = sent_s
+        self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._holders: dict[int, _WorkerHandle] = {}  # by the number that the task has there
+
+    async def given(self, worker: _WorkerHandle) -> Outcome:
+        """Gives it to a worker and waits for the outcome."""
+        self.give(worker, self.task)
+        try:
+            return await self.future
+        finally:
+            for number, holder in self._holders.items():
+                holder.drop(number)
+                if not holder.is_dead:
+                    holder.say(CancelTask(self.task.upload, number))
+            self._holders.clear()
+
+    def give(self, worker: _WorkerHandle, task: Task) -> None:
+        self._holders[task.task] = worker
+        worker.take(task, self)
+
+    def on_outcome(self, number: int, outcome: Outcome) -> None:
+        del self._holders[number]
+        if not self.future.done() and (not self._holders or isinstance(outcome, PartStoredReply)):
+            self.future.set_result(outcome)
+
+    def on_death(self, number: int, died: WorkerDied) -> None:
+        del self._holders[number]
+        if not self.future.done() and not self._holders:
+            self.future.set_exception(died)
+
+
 class _WorkerHandle:
     """One worker process as the coordinator sees it."""
 
-    def __init__(self, bandwidth: Bandwidth) -> None:
+    def __init__(self, bandwidth: Bandwidth, connections_max: int) -> None:
         ours, theirs = socket.socketpair()
         try:
             self.pid = os.fork()
@@ -188,7 +333,7 @@ class _WorkerHandle:
                 f"worker: expected to start a process, found {error.strerror}; raise the process or memory limit"
             ) from None
         if self.pid == 0:
-            _become_worker(theirs)
+            _become_worker(theirs, connections_max)
         theirs.close()
         ours.setblocking(False)
         self.is_dead = False
@@ -197,20 +342,20 @@ class _WorkerHandle:
         self._decoder = Decoder()
         self._outgoing = bytearray()
         self._is_flushing = False
-        self._waiting: dict[int, asyncio.Future[Outcome]] = {}
+        self._waiting: dict[int, Attempt] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(ours.fileno(), self._on_readable)
         self._bandwidth = bandwidth
         bandwidth.join(self, lambda size: self.say(Allow(size)))
 
-    async def run(self, number: int, task: Task) -> Outcome:
-        future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._waiting[number] = future
+    def take(self, task: Task, attempt: Attempt) -> None:
+        """Does a task, and tells the attempt of its outcome."""
+        self._waiting[task.task] = attempt
         self.say(task)
-        try:
-            return await future
-        finally:
-            self._waiting.pop(number, None)
+
+    def drop(self, number: int) -> None:
+        """Nobody waits for that task any more."""
+        self._waiting.pop(number, None)
 
     def say(self, message: Any) -> None:
         self._outgoing += encode(message)
@@ -258,9 +403,9 @@ class _WorkerHandle:
                 if listener is not None:
                     listener(outcome)
                 continue
-            future = self._waiting.pop(outcome.task, None)
-            if future is not None and not future.done():
-                future.set_result(outcome)
+            attempt = self._waiting.pop(outcome.task, None)
+            if attempt is not None:
+                attempt.on_outcome(outcome.task, outcome)
 
     def _on_death(self) -> None:
         if self.is_dead:
@@ -277,20 +422,27 @@ class _WorkerHandle:
         with contextlib.suppress(ChildProcessError):
             _, status = os.waitpid(self.pid, 0)
         how = "by a fault of a mapped page (SIGBUS)" if os.WTERMSIG(status) == signal.SIGBUS else "unexpectedly"
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(WorkerDied(f"worker process {self.pid} ended {how}"))
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, {}
+        for number, attempt in waiting.items():
+            attempt.on_death(number, WorkerDied(f"worker process {self.pid} ended {how}"))
 
 
-def _become_worker(channel: socket.socket) -> None:
+def _connections_of_a_worker() -> int:
+    """What a worker's limit on descriptors allows."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return CONNECTIONS_PER_WORKER_MAX
+    return max(1, min(CONNECTIONS_PER_WORKER_MAX, allowed - DESCRIPTORS_RESERVED))
+
+
+def _become_worker(channel: socket.socket, connections_max: int) -> None:
     """What the forked child does: keeps its channel and the standard streams, works, and ends."""
     status = 1
     try:
         # Why: a copy of another channel here would hide the coordinator's death from that channel's worker.
         keep = os.dup2(channel.fileno(), 3, inheritable=False) if channel.fileno() != 3 else 3
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-        run_worker(socket.socket(fileno=keep))
+        run_worker(socket.socket(fileno=keep), connections_max)
         status = 0
     except KeyboardInterrupt:
         pass

@@ -50,7 +50,7 @@ class ProgressFeed:
         self.stop()
         if self._is_wanted:
             size, parts = plan.size_bytes, plan.part_count
-            self._tell(Progress(size, size, size, parts, parts))
+            self._tell(Progress(size, size, size, parts, parts, self._session.flow.state))
 
     def stop(self) -> None:
         """Tells no more."""
@@ -64,7 +64,7 @@ class ProgressFeed:
         known = 0 if self._told is None else self._told.shown_bytes
         # Bytes that must be sent again leave the sum, but not what was told.
         shown = max(known, min(stored + self._session.in_flight_bytes, max(0, total - 1)))
-        progress = Progress(shown, stored, total, len(state.parts), plan.part_count)
+        progress = Progress(shown, stored, total, len(state.parts), plan.part_count, self._session.flow.state)
         if progress != self._told:
             self._told = progress
             self._tell(progress)

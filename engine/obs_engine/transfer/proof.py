@@ -56,7 +56,13 @@ class PartProof:
         self._compares_etags = compares_etags
         self._is_crc64 = is_crc64
         self._sends_md5 = compares_etags and has_foreign_etags
+        self._has_odd_etags = False  # seen
         self._md5s = _Md5s(service, plan, missing)
+
+    @property
+    def may_double(self) -> bool:
+        """May two attempts at a part be on their way at a time? Not where each may have another ETag."""
+        return not self._sends_md5 and not self._has_odd_etags
 
     @property
     def follows(self) -> bool:
@@ -78,8 +84,13 @@ class PartProof:
             return ""
         return b64encode(bytes.fromhex(await self._md5s.get(number))).decode()
 
-    async def mismatch(self, number: int, reply: PartStoredReply, content_md5: str) -> Mismatch | None:
+    async def mismatch(
+        self, number: int, reply: PartStoredReply, content_md5: str, *, is_doubled: bool = False
+    ) -> Mismatch | None:
         """What speaks against a part that the service says it stored; None where it is proven as far as was asked.
+
+        Args:
+            is_doubled: two attempts were on their way, which must have been of the same bytes, whatever was asked.
 
         Raises:
             SourceError: the file cannot be read.
@@ -87,9 +98,13 @@ class PartProof:
         if self._is_crc64 and not reply.is_crc64_shown and not self._compares_etags:
             _log.warning("%s: the service shows no CRC-64 of parts: their MD5s are compared instead", self._what)
             self._compares_etags = True
-        if not self._compares_etags or content_md5:
-            return None
         etag = bare_etag(reply.etag)
+        self._has_odd_etags |= reply.is_encrypted or not is_md5(etag)
+        is_compared = self._compares_etags or (is_doubled and not self._is_crc64 and not self._has_odd_etags)
+        if not is_compared or content_md5:
+            return None
+        if not self._compares_etags:
+            self._md5s.forget(number)  # this one alone, and not those beside it
         md5 = reply.md5 or await self._md5s.get(number)
         if etag == md5:
             return None

@@ -359,10 +359,13 @@ class Service:
         """Seconds since 1970 by the service's clock, as far as it is known: what dates a signature."""
         return self._access.now_s()
 
-    async def settled(self, make_task: Callable[[int], Task], *, is_local: bool = False) -> Outcome:
+    async def settled(
+        self, make_task: Callable[[int], Task], *, part_bytes: int = 0, is_local: bool = False
+    ) -> Outcome:
         """Runs a task until its outcome is final: good, hopeless, or tried often enough.
 
         Args:
+            part_bytes: of the part that it sends; 0 where it sends none.
             is_local: it needs no connection.
 
         Raises:
@@ -370,13 +373,14 @@ class Service:
         """
         access, request, session = self._access, self._request, self._session
         deaths = attempt = redirects = key_changes = 0
-        throttled, accepted = 0, session.pace.accepted
+        throttled, accepted = 0, session.flow.accepted
         is_fresh = False
         while True:
             access.keep_fresh()
             version = access.version
             try:
-                outcome = await (self._session.compute(make_task) if is_local else self._sent(make_task, is_fresh))
+                sending = session.compute(make_task) if is_local else self._sent(make_task, part_bytes, is_fresh)
+                outcome = await sending
             except WorkerDied as died:
                 # A mapped file that was cut kills who reads it (SIGBUS): contained there, and told as what it is.
                 self._check_source()
@@ -400,13 +404,13 @@ class Service:
                 continue
             if isinstance(outcome, (TaskReplied, PartStoredReply)):
                 if action is Action.SLOW_DOWN:
-                    session.pace.on_slow_down()
+                    session.flow.on_slow_down()
                 else:
-                    session.pace.on_accepted()
+                    session.flow.on_accepted()
             # Who is turned away while others are let in has not failed: it waits its turn.
-            is_crowded = action is Action.SLOW_DOWN and session.pace.accepted != accepted and throttled < THROTTLED_MAX
+            is_crowded = action is Action.SLOW_DOWN and session.flow.accepted != accepted and throttled < THROTTLED_MAX
             is_attempt = not is_crowded or request.max_retry_count == 0
-            throttled, accepted = throttled + is_crowded, session.pace.accepted
+            throttled, accepted = throttled + is_crowded, session.flow.accepted
             if action not in REPEATING or (is_attempt and attempt == request.max_retry_count):
                 if error is not None:
                     raise error
@@ -416,15 +420,15 @@ class Service:
             backoff_s = random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**attempt))  # noqa: S311
             await asyncio.sleep(backoff_s + min(access.wait_asked_s(reply), WAIT_ASKED_MAX_S))
 
-    async def _sent(self, make_task: Callable[[int], Task], is_fresh: bool) -> Outcome:
+    async def _sent(self, make_task: Callable[[int], Task], part_bytes: int, is_fresh: bool) -> Outcome:
         if not is_fresh:
-            return await self._session.run(make_task)
+            return await self._session.run(make_task, part_bytes=part_bytes)
 
         def fresh(number: int) -> Task:
             task = make_task(number)
             return task._replace(is_fresh=True) if isinstance(task, (PartTask, RequestTask)) else task
 
-        return await self._session.run(fresh)
+        return await self._session.run(fresh, part_bytes=part_bytes)
 
     def _endless(self, operation: str, reply: Reply) -> ServiceError:
         what = f"{operation} of {self.what}, whose pages do not advance"

@@ -35,6 +35,9 @@ class Body(Protocol):
 
 _RECEIVE_BUFFER_BYTES = 256 << 10
 """libcurl's buffer between the socket and a sink; its own default of 16 KiB costs a wake-up for each."""
+_UPLOAD_BUFFERS_BYTES = 16 << 20
+"""Of libcurl between the read callback and the sockets, all transfers together; no less than this for one:"""
+_UPLOAD_BUFFER_MIN_BYTES = 64 << 10
 _EVENTS = {
     pycurl.POLL_IN: select.EPOLLIN,
     pycurl.POLL_OUT: select.EPOLLOUT,
@@ -51,10 +54,11 @@ class Transport:
     transfer is cancelled.
     """
 
-    def __init__(self, poller: select.epoll, allowance: Allowance) -> None:
+    def __init__(self, poller: select.epoll, allowance: Allowance, connections_max: int) -> None:
         """
         Args:
             allowance: what may be sent of bodies that are windows.
+            connections_max: that stand at a time, idle ones among them.
         """
         self._poller = poller
         self._allowance = allowance
@@ -65,7 +69,9 @@ class Transport:
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
-        self._multi.setopt(pycurl.M_MAXCONNECTS, 10_000)  # keep every connection that a full window has opened
+        # Why both: the first keeps every connection that a full window has opened, the second closes idle ones for new.
+        self._multi.setopt(pycurl.M_MAXCONNECTS, connections_max)
+        self._multi.setopt(pycurl.M_MAX_TOTAL_CONNECTIONS, connections_max)
         self._multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_NOTHING)  # a connection each, with HTTP/2 as well
 
     def start(
@@ -83,7 +89,7 @@ class Transport:
         transfer = _Transfer(curl, request, body, on_done, sink)
         if not isinstance(body, memoryview):
             transfer.may_take = self._may_take
-        transfer.configure(options)
+        transfer.configure(options, self.buffer_bytes(options))
         curl.setopt(pycurl.FRESH_CONNECT, int(is_fresh))
         self._running[curl] = transfer
         self._multi.add_handle(curl)
@@ -94,6 +100,11 @@ class Transport:
         assert isinstance(token, _Transfer)
         if self._running.get(token.curl) is token:
             self._release(token)
+
+    def buffer_bytes(self, options: TransportOptions) -> int:
+        """Of the next transfer, between its body and its connection: less than asked for where there are many."""
+        share = _UPLOAD_BUFFERS_BYTES // (len(self._running) + 1)
+        return min(options.upload_buffer_bytes, max(_UPLOAD_BUFFER_MIN_BYTES, share))
 
     def sent_bytes(self, token: object) -> int:
         """Bytes of a transfer's body that libcurl has taken, or that it has given to a sink."""
@@ -197,7 +208,7 @@ class _Transfer:
         self._headers: list[tuple[str, str]] = []
         self._reply = bytearray()
 
-    def configure(self, options: TransportOptions) -> None:
+    def configure(self, options: TransportOptions, buffer_bytes: int) -> None:
         curl, request = self.curl, self.request
         curl.setopt(pycurl.URL, request.url)
         curl.setopt(pycurl.PATH_AS_IS, 1)  # `..` and `//` are parts of keys
@@ -237,7 +248,7 @@ class _Transfer:
             curl.setopt(pycurl.NOBODY, 1)
         elif request.method in ("PUT", "POST"):
             curl.setopt(pycurl.UPLOAD, 1)
-            curl.setopt(pycurl.UPLOAD_BUFFERSIZE, options.upload_buffer_bytes)
+            curl.setopt(pycurl.UPLOAD_BUFFERSIZE, buffer_bytes)
             curl.setopt(pycurl.INFILESIZE_LARGE, len(self._body))
             curl.setopt(pycurl.READFUNCTION, self._on_read)
             curl.setopt(pycurl.SEEKFUNCTION, self._on_seek)

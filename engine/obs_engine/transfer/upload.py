@@ -51,6 +51,7 @@ from obs_engine.transfer.proof import RESENDS_MAX, Mismatch, PartProof
 from obs_engine.transfer.readback import first_difference
 from obs_engine.transfer.resume import Decision, Inquiry, Testimony, testify
 from obs_engine.transfer.service import Service, multipart_etag, together
+from obs_engine.transfer.tail import Tail
 from obs_engine.wire.replies import Reply, error_of, read_completed, read_fault
 
 _log = logging.getLogger("obs_engine")
@@ -92,6 +93,7 @@ class Upload:
         self._identity = FileIdentity(0, 0, 0, 0, 0)
         self._plan = PartPlan(0, 1)
         self._proof: PartProof | None = None
+        self._tail: Tail | None = None
         self._judging: set[asyncio.Future[Mismatch | None]] = set()  # parts that are stored, and not yet recorded
         self._tree: ContentTree | None = None
         self._cache = PageCache(request.path, 0, None)
@@ -307,15 +309,19 @@ class Upload:
             has_foreign_etags=request.is_encrypted,
         )  # fmt: skip
         waiting = iter(missing)
+        tail = self._tail = Tail(self._session, sum(self._plan.part(n)[1] for n in missing), self._what)
 
         async def send_parts() -> None:
             for part_number in waiting:
                 await self._send_part(part_number, proof)
+            if proof.may_double:
+                tail.on_idle()
 
         assert self._sync_failure is not None
         try:
             await together((send_parts() for _ in range(min(self._session.limit, len(missing)))), self._sync_failure)
         finally:
+            tail.stop()
             if self._judging:  # Why also when one has failed: what the service has stored shall be in the record
                 await asyncio.wait(self._judging, timeout=JUDGE_TIMEOUT_S)
         return await self._complete()
@@ -350,7 +356,8 @@ class Upload:
         self, part_number: int, reply: PartStoredReply, content_md5: str, proof: PartProof
     ) -> Mismatch | None:
         """What speaks against a part that the service says it stored; where nothing does, it is recorded."""
-        mismatch = await proof.mismatch(part_number, reply, content_md5)
+        is_doubled = self._tail is not None and part_number in self._tail.doubled
+        mismatch = await proof.mismatch(part_number, reply, content_md5, is_doubled=is_doubled)
         # Why for each part, and before more is said of it: other bytes of a changed file are no corruption.
         self._check_source()
         if mismatch is None:
@@ -386,7 +393,7 @@ class Upload:
             )  # fmt: skip
 
         try:
-            outcome = await self._service.settled(task)
+            outcome = await self._service.settled(task, part_bytes=length)
         except ObsEngineError as error:
             error.part_number = part_number
             raise error.explained(f"{SOME_PARTS_FAILED}: part {part_number} of {self._what}") from error
@@ -543,10 +550,11 @@ class Upload:
 
     def _report(self) -> UploadReport:
         parts = self._state.parts
+        doubled = 0 if self._tail is None else len(self._tail.doubled)
         etags = [parts[number] for number in sorted(parts)] if len(parts) == self._plan.part_count else []
         return UploadReport(
             self._state.upload_id or "", self._plan.size_bytes, self._plan.part_size_bytes, self._plan.part_count,
-            self._parts_resumed, self._parts_adopted, self._parts_sent, self._part_attempts,
+            self._parts_resumed, self._parts_adopted, self._parts_sent, self._part_attempts + doubled, doubled,
             time.monotonic() - self._started_s, self._request.engine.verify,
             multipart_etag(etags), self._crc64, self._xxh3,
         )  # fmt: skip

@@ -22,6 +22,7 @@ from obs_engine.transfer.comparison import Comparison
 from obs_engine.transfer.follower import Follower, follow
 from obs_engine.transfer.messages import (
     Allow,
+    CancelTask,
     CloseUpload,
     CompareTask,
     Crc64Task,
@@ -50,6 +51,9 @@ from obs_engine.wire.requests import Request, crc64_header, finish, get_object, 
 _RECEIVE_BYTES = 1 << 20
 _HASH_STEP_BYTES = 2 << 20
 _MD5_STEP_BYTES = 512 << 10
+_COMPARE_STEP_BYTES = 256 << 10
+_KEPT_BYTES = 64 << 20
+"""Of parts that are read twice, digested and sent, mapped pages that may stay for the second time."""
 _DIGEST_TURN_S = 0.002
 """So long transfers may wait for digests."""
 _SHOW_INTERVAL_S = 0.05
@@ -63,7 +67,7 @@ _OnDigests = Callable[[tuple[str, ...] | ObsEngineError], None]
 class Worker:
     """The event loop of one worker and what it owns: transfers in flight, open files, windows."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, connections_max: int) -> None:
         self._channel = channel
         channel.setblocking(False)
         self._decoder = Decoder()
@@ -72,12 +76,13 @@ class Worker:
         self._wanted = select.EPOLLIN
         self._poller.register(channel.fileno(), self._wanted)
         self._allowance = Allowance()
-        self._transport = Transport(self._poller, self._allowance)
+        self._transport = Transport(self._poller, self._allowance, connections_max)
         self._uploads: dict[int, _OpenFile] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
             Allow: self._allow,
             OpenUpload: self._open,
             CloseUpload: self._close,
+            CancelTask: self._cancel,
             PartTask: self._send_part,
             RequestTask: self._send_request,
             CompareTask: self._compare,
@@ -85,7 +90,7 @@ class Worker:
             Md5Task: lambda task: self._digest(task, _md5s),
             Crc64Task: lambda task: self._digest(task, _crc64_of_range),
         }
-        self._digesting: dict[int, tuple[_Digesting, _OnDigests]] = {}
+        self._digesting: dict[int, tuple[_OpenFile, _Digesting, _OnDigests]] = {}
         self._followers: dict[int, Follower] = {}  # by task
         self._shown_s = 0.0
 
@@ -150,22 +155,40 @@ class Worker:
     def _close(self, message: CloseUpload) -> None:
         upload = self._uploads.pop(message.upload, None)
         if upload is not None:
-            for task in upload.digesting:
-                self._digesting.pop(task, None)
-            for task, (token, window) in upload.in_flight.items():
-                self._transport.cancel(token)
-                if window is not None:
-                    window.close()
-                self._stop_following(task)
+            digesting = [task for task, (owner, _, _) in self._digesting.items() if owner is upload]
+            for task in (*digesting, *upload.in_flight):
+                self._give_up(upload, task)
             upload.close()
+
+    def _cancel(self, message: CancelTask) -> None:
+        upload = self._uploads.get(message.upload)
+        if upload is not None:
+            self._give_up(upload, message.task)
+
+    def _give_up(self, upload: _OpenFile, task: int) -> None:
+        """Whatever stage it is at; nothing where it is over."""
+        self._digesting.pop(task, None)
+        token, window = upload.in_flight.pop(task, (None, None))
+        if token is not None:
+            self._transport.cancel(token)
+        if window is not None:
+            window.close()
+        self._stop_following(task)
+
+    @property
+    def _busy(self) -> int:
+        """Transfers and digests in hand."""
+        return len(self._digesting) + sum(len(upload.in_flight) for upload in self._uploads.values())
 
     def _send_part(self, task: PartTask) -> None:
         upload = self._uploads[task.upload]
         is_crc64 = upload.known.is_crc64
         try:
-            window: Window = upload.window(task.offset, task.length, is_read_twice=is_crc64)
+            step_bytes = self._transport.buffer_bytes(upload.known.transport)
+            keeps_pages = is_crc64 and task.length * (1 + self._busy) <= _KEPT_BYTES
+            window: Window = upload.window(task.offset, task.length, step_bytes, keeps_pages=keeps_pages)
             if task.is_md5:
-                self._followers[task.task] = Follower(task, upload.window(task.offset, task.length))
+                self._followers[task.task] = Follower(task, upload.window(task.offset, task.length, step_bytes))
         except ObsEngineError as error:
             self._say(TaskFailed(task.task, ErrorInfo.of(error)))
             return
@@ -242,7 +265,7 @@ class Worker:
         upload = self._uploads[task.upload]
         known = upload.known
         try:
-            window = upload.window(task.offset, task.length)
+            window = upload.window(task.offset, task.length, _COMPARE_STEP_BYTES)
         except ObsEngineError as error:
             self._say(TaskFailed(task.task, ErrorInfo.of(error)))
             return
@@ -305,14 +328,13 @@ class Worker:
         self._begin_digest(upload, task.task, begin(upload, task), on_digests)
 
     def _begin_digest(self, upload: _OpenFile, task: int, work: _Digesting, on_digests: _OnDigests) -> None:
-        upload.digesting.add(task)
-        self._digesting[task] = work, on_digests
+        self._digesting[task] = upload, work, on_digests
 
     def _digest_on(self) -> None:
         """Some steps of the oldest digest, between two looks at the connections: transfers wait for no whole file."""
         stop_s = time.monotonic() + _DIGEST_TURN_S
         while self._digesting and time.monotonic() < stop_s:
-            number, (work, on_digests) = next(iter(self._digesting.items()))
+            number, (_, work, on_digests) = next(iter(self._digesting.items()))
             found: tuple[str, ...] | ObsEngineError
             try:
                 next(work)
@@ -351,7 +373,6 @@ class _OpenFile:
     def __init__(self, known: OpenUpload) -> None:
         self.known = known
         self.in_flight: dict[int, tuple[object, Window | None]] = {}
-        self.digesting: set[int] = set()
         self.shown_bytes = 0
         self._descriptor = -1
 
@@ -359,10 +380,13 @@ class _OpenFile:
         self.known = known
         return self
 
-    def window(self, offset: int, length: int, *, is_read_twice: bool = False) -> Window:
+    def window(self, offset: int, length: int, step_bytes: int, *, keeps_pages: bool = False) -> Window:
+        """A part of it, to be read in steps of about so many bytes."""
         if self._descriptor < 0:
             self._descriptor = self._open()
-        return open_window(self._descriptor, offset, length, self.known.reader, is_read_twice=is_read_twice)
+        return open_window(
+            self._descriptor, offset, length, self.known.reader, keeps_pages=keeps_pages, step_bytes=step_bytes
+        )
 
     def _open(self) -> int:
         path = self.known.path
@@ -389,7 +413,7 @@ class _OpenFile:
 
 
 def _pieces(upload: _OpenFile, task: HashTask) -> _Digesting:
-    pieces, window = Pieces(task.offset), upload.window(task.offset, task.length)
+    pieces, window = Pieces(task.offset), upload.window(task.offset, task.length, _HASH_STEP_BYTES)
     try:
         for offset in range(0, task.length, _HASH_STEP_BYTES):
             pieces.take(window[offset : min(offset + _HASH_STEP_BYTES, task.length)])
@@ -410,7 +434,7 @@ def _crc64(window: Window) -> _Digesting:
 
 
 def _crc64_of_range(upload: _OpenFile, task: Crc64Task) -> _Digesting:
-    window = upload.window(task.offset, task.length)
+    window = upload.window(task.offset, task.length, _HASH_STEP_BYTES)
     try:
         return (yield from _crc64(window))
     finally:
@@ -424,7 +448,7 @@ def _md5s(upload: _OpenFile, task: Md5Task) -> _Digesting:
     hashers = [Md5() for _ in task.ranges]
     for step in range(0, max((length for _, length in task.ranges), default=0), _MD5_STEP_BYTES):
         rows = [
-            (hasher, upload.window(offset + step, min(_MD5_STEP_BYTES, length - step)))
+            (hasher, upload.window(offset + step, min(_MD5_STEP_BYTES, length - step), _MD5_STEP_BYTES))
             for hasher, (offset, length) in zip(hashers, task.ranges, strict=True)
             if step < length
         ]
@@ -459,6 +483,6 @@ def _line(request: Request, result: Reply | ObsEngineError, seconds: float) -> s
     return f"{request.operation}{part} {request.bucket}/{request.key or ''}: {told}, {seconds * 1000:.0f} ms"
 
 
-def run_worker(channel: socket.socket) -> None:
-    """The whole life of a worker process."""
-    Worker(channel).run()
+def run_worker(channel: socket.socket, connections_max: int) -> None:
+    """The whole life of a worker process, which keeps so many connections at most."""
+    Worker(channel, connections_max).run()
