@@ -38,7 +38,8 @@ KEEPERS = {
     "time": {
         "transfer/upload.py", "transfer/service.py", "transfer/access.py", "transfer/negotiation.py",
         "transfer/worker.py", "transfer/checkpoint_file.py", "transfer/bandwidth.py", "transfer/pace.py",
-        "transfer/verification.py", "transfer/flow.py", "transfer/tail.py",
+        "transfer/verification.py", "transfer/flow.py", "transfer/tail.py", "transfer/resolver.py",
+        "transfer/transport.py",
         "client.py", "credentials/source.py", "credentials/keeper.py", "credentials/asking.py", "cli",
     },
     "subprocess": {"transfer/launch.py", "cli"},
@@ -46,7 +47,7 @@ KEEPERS = {
         "transfer/pool.py", "transfer/upload.py", "transfer/coordinator.py", "transfer/service.py",
         "transfer/access.py", "transfer/checkpoint_file.py", "transfer/progress.py",
         "transfer/bandwidth.py", "transfer/content_tree.py", "transfer/pace.py", "transfer/proof.py",
-        "transfer/gate.py", "transfer/concurrency.py", "transfer/tail.py",
+        "transfer/gate.py", "transfer/concurrency.py", "transfer/tail.py", "transfer/resolver.py",
     },
     "xml": {"wire/xml.py"},
     "click": {"cli"},

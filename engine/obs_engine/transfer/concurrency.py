@@ -1,14 +1,15 @@
 """How many parts in flight an endpoint bears: found out from how long they take, for all uploads to it together.
 
-By Little's law, parts in flight = parts a second x seconds a part. So if parts take k times as long as they do at best,
-a k-th of those in flight would have moved as many bytes, and the others stood in a line: on this machine, on the way, or
-at the service. The limit is kept at twice what is needed: while more in flight bring more, parts take no longer, and it
-doubles with each round; when more in flight only wait longer, it stays; and when parts slow down without us, it falls.
+By Little's law, parts in flight = parts a second x seconds a part. So if parts take k times as long as they do at
+best, a k-th of those in flight would have moved as many bytes, and the others stood in a line: on this machine, on
+the way, or at the service. The limit is kept at twice what is needed: while more in flight bring more, parts take no
+longer, and it doubles with each round; when more in flight only wait longer, it stays; and when parts slow down without
+us, it falls.
 
 Why not by counting bytes alone, as a hill is climbed: a step up or down moves goodput less than the noise of a network
-does, and the best place on a plateau is its near end, which goodput cannot see. Precedent: BBR paces TCP by the same two
-measures. What *best* means is looked up again now and then, with half as many in flight; and it is the median of many
-parts, so that a few slow ones say nothing. Runs in the coordinator; is told the time.
+does, and the best place on a plateau is its near end, which goodput cannot see. Precedent: BBR paces TCP by the same
+two measures. What *best* means is looked up again now and then, with half as many in flight; and it is the median of
+many parts, so that a few slow ones say nothing. Runs in the coordinator; is told the time.
 """
 
 from __future__ import annotations

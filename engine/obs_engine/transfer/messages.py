@@ -342,7 +342,11 @@ class Logged(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenUpload:
-    """All that a worker must know of an upload, once, and again when it changed; tasks name it by `upload`."""
+    """All that a worker must know of an upload, once, and again when it changed; tasks name it by `upload`.
+
+    Attributes:
+        addresses: of the target's host, where there are several to choose from.
+    """
 
     upload: int
     path: str
@@ -357,6 +361,7 @@ class OpenUpload:
     reader: str
     log_level: int
     shows_progress: bool
+    addresses: tuple[str, ...] = ()
 
 
 class CloseUpload(NamedTuple):

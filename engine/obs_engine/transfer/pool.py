@@ -14,6 +14,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -36,6 +37,7 @@ from obs_engine.transfer.messages import (
     Task,
     encode,
 )
+from obs_engine.transfer.resolver import Resolver
 from obs_engine.transfer.worker import run_worker
 
 _RECEIVE_BYTES = 1 << 20
@@ -60,6 +62,7 @@ class WorkerPool:
         connections: of all uploads together, to be passed by every task that needs one.
         shares: of each worker in them.
         loads: tasks with a connection that each worker has.
+        resolver: knows the addresses of hosts.
         promised: what the open sessions may give each worker, to spread new ones.
     """
 
@@ -73,6 +76,7 @@ class WorkerPool:
         size = min(size, limit)
         self._bandwidth = bandwidth
         self.connections = Gate(limit)
+        self.resolver = Resolver()
         self.shares = [limit // size + (slot < limit % size) for slot in range(size)]
         self.loads = [0] * size
         self.promised = [0] * size
@@ -142,6 +146,7 @@ class Session:
         self._loads = [0] * pool.size
         self._computing = dict.fromkeys(self._slots, 0)
         self._opened: dict[int, _WorkerHandle] = {}
+        self._host = ""
         self._open_message: OpenUpload | None = None
         self._in_flight: dict[_WorkerHandle, int] = {}  # by every worker that was opened, the bytes last heard of
         self._is_closed = False
@@ -160,9 +165,13 @@ class Session:
 
     def open(self, message: OpenUpload) -> None:
         """Says what workers must know; again when it changed: from the next task on each of them has it."""
+        target = message.target
         self._open_message = message
         self._opened.clear()
-        self.flow = self._pool.flow(str(message.target.endpoint))
+        self.flow = self._pool.flow(str(target.endpoint))
+        # Why not behind a proxy: it is the one that looks for the host.
+        is_named = not target.endpoint.is_ip and not message.transport.proxy
+        self._host = target.endpoint.host_of(message.bucket, target.addressing) if is_named else ""
 
     async def run(self, make_task: Callable[[int], Task], *, part_bytes: int = 0) -> Outcome:
         """Gives a task to the worker with the most room when it is its turn, and waits for its outcome.
@@ -175,6 +184,8 @@ class Session:
             WorkerDied: the worker ended first.
             EngineDiedError: no worker can be started.
         """
+        if self._host:
+            await self._know_addresses()
         flow, pool = self.flow, self._pool
         await pool.connections.enter()
         try:
@@ -221,6 +232,16 @@ class Session:
             return await Attempt(make_task(self._pool.next_task()), 0.0).given(self._worker(slot))
         finally:
             self._computing[slot] -= 1
+
+    async def _know_addresses(self) -> None:
+        """Waits for the host's addresses the first time; later, workers learn of a change with their next task."""
+        known = self._open_message
+        assert known is not None
+        found = await self._pool.resolver.addresses(self._host, known.target.endpoint.port)
+        addresses = found if len(found) > 1 else ()
+        if addresses != known.addresses:
+            self._open_message = replace(known, addresses=addresses)
+            self._opened.clear()
 
     async def _run(self, slot: int, make_task: Callable[[int], Task], sent_s: float) -> Outcome:
         assert sum(self._loads) < self.limit, "more tasks than task_num"

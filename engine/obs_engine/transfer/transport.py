@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from obs_engine.errors import ObsEngineError, TransportError
 from obs_engine.limits import REPLY_BODY_MAX_BYTES
 from obs_engine.transfer.bandwidth import Allowance
 from obs_engine.transfer.messages import TransportOptions
+from obs_engine.transfer.spread import Spread
 from obs_engine.wire.policy import REPEATING, failure_row
 from obs_engine.wire.replies import Reply
 from obs_engine.wire.requests import FinishedRequest
@@ -43,6 +45,8 @@ _EVENTS = {
     pycurl.POLL_OUT: select.EPOLLOUT,
     pycurl.POLL_INOUT: select.EPOLLIN | select.EPOLLOUT,
 }
+_KINDS_OF_AN_ADDRESS = "connect", "stalled", "cut off"
+"""Failures that another address of the same host need not have."""
 # These have no code of their own: the peer's TLS has nothing in common with ours, or the proxy wants another password.
 _HOPELESS_WORDS = ("alert handshake failure", "alert protocol version", "response 407")
 
@@ -76,7 +80,7 @@ class Transport:
 
     def start(
         self, request: FinishedRequest, body: Body, options: TransportOptions, on_done: OnDone,
-        sink: Sink | None = None, *, is_fresh: bool = False,
+        sink: Sink | None = None, *, is_fresh: bool = False, spread: Spread | None = None,
     ) -> object:  # fmt: skip
         """Begins a transfer and returns a token for `cancel`.
 
@@ -84,6 +88,7 @@ class Transport:
             body: the bytes to send; read in place, without a copy in Python. The owner keeps it alive until `on_done`.
             sink: takes the body of a reply that is a success (200, 206), in place of the `Reply`, which has none then.
             is_fresh: on a connection that no other transfer has used.
+            spread: the host's addresses, where it has several.
         """
         curl = self._idle.pop() if self._idle else pycurl.Curl()
         transfer = _Transfer(curl, request, body, on_done, sink)
@@ -91,6 +96,9 @@ class Transport:
             transfer.may_take = self._may_take
         transfer.configure(options, self.buffer_bytes(options))
         curl.setopt(pycurl.FRESH_CONNECT, int(is_fresh))
+        if spread is not None:
+            transfer.spread, transfer.order = spread, spread.order(time.monotonic())
+            curl.setopt(pycurl.RESOLVE, [spread.entry(transfer.order)])
         self._running[curl] = transfer
         self._multi.add_handle(curl)
         return transfer
@@ -153,6 +161,12 @@ class Transport:
         self._multi.close()
 
     def _end(self, transfer: _Transfer, error: TransportError | None) -> None:
+        if transfer.spread is not None:
+            address, now_s = transfer.curl.getinfo(pycurl.PRIMARY_IP), time.monotonic()
+            if error is None and transfer.curl.getinfo(pycurl.NUM_CONNECTS):
+                transfer.spread.on_connected(transfer.order, address, now_s)
+            elif error is not None and error.kind in _KINDS_OF_AN_ADDRESS:
+                transfer.spread.on_failed(transfer.order, address, now_s)
         self._release(transfer)
         transfer.on_done(transfer.failure or error or transfer.reply())
 
@@ -199,6 +213,8 @@ class _Transfer:
         self.on_done = on_done
         self.failure: ObsEngineError | None = None  # of the body's source, or of the sink
         self.sent_bytes = 0
+        self.spread: Spread | None = None
+        self.order: list[str] = []  # in which its connection was to try the addresses
         self.may_take: Callable[[int], int] | None = None
         self._is_paused = False
         self._sink = sink

@@ -44,6 +44,7 @@ from obs_engine.transfer.messages import (
     encode,
 )
 from obs_engine.transfer.pieces import HashedWindow, Pieces
+from obs_engine.transfer.spread import Spread
 from obs_engine.transfer.transport import Sink, Transport
 from obs_engine.wire.replies import Reply
 from obs_engine.wire.requests import Request, crc64_header, finish, get_object, upload_part, with_headers
@@ -92,6 +93,7 @@ class Worker:
         }
         self._digesting: dict[int, tuple[_OpenFile, _Digesting, _OnDigests]] = {}
         self._followers: dict[int, Follower] = {}  # by task
+        self._spreads: dict[tuple[str, int], Spread] = {}  # by host and port
         self._shown_s = 0.0
 
     def run(self) -> None:
@@ -301,10 +303,19 @@ class Worker:
         body = memoryview(finished.body) if window is None else window
         try:
             upload.in_flight[task] = self._transport.start(
-                finished, body, known.transport, done, sink, is_fresh=is_fresh
+                finished, body, known.transport, done, sink, is_fresh=is_fresh, spread=self._spread(known)
             ), window
         except Exception as error:  # an option that libcurl refuses must cost this request, and not the process
             on_done(TransportError(f"{request.operation}: libcurl refuses it ({error!r}); please report it"))
+
+    def _spread(self, known: OpenUpload) -> Spread | None:
+        if not known.addresses:
+            return None
+        target = known.target
+        place = target.endpoint.host_of(known.bucket, target.addressing), target.endpoint.port
+        spread = self._spreads.setdefault(place, Spread(*place, os.getpid()))
+        spread.set(known.addresses)
+        return spread
 
     def _show_in_flight(self, *, is_forced: bool = False) -> None:
         """Says how many bytes are on their way, where somebody looks at them: now and then, and when a part ends."""

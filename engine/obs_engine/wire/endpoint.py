@@ -34,11 +34,14 @@ class Endpoint:
         """True where the host is an address: a bucket name cannot be put before it."""
         return _is_ip(self.host)
 
+    def host_of(self, bucket: str | None, addressing: Addressing) -> str:
+        """The name to connect to."""
+        return f"{bucket}.{self.host}" if addressing == "virtual" and bucket else self.host
+
     def authority(self, bucket: str | None, addressing: Addressing) -> str:
         """The Host header: the port is left out where it is the scheme's own, as OBS signs it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        if addressing == "virtual" and bucket:
-            host = f"{bucket}.{host}"
+        host = self.host_of(bucket, addressing)
+        host = f"[{host}]" if ":" in host else host
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     def path(self, bucket: str | None, key: str | None, addressing: Addressing) -> str:
