@@ -342,7 +342,7 @@ class ObsClient:
             known = known if found.is_anonymous else found
         except (CredentialsError, InvalidArgumentError) as error:
             _log.warning("the upload goes on with the access keys that it has: %s", error)
-        call.say(NewCredentials(known))
+        call.say(NewCredentials(known, not self._source.is_static))
         return known
 
 

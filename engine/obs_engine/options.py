@@ -51,6 +51,8 @@ class EngineOptions:
         max_bandwidth_bytes_per_s: of all uploads of the client together, 1024 at least; None for no cap.
             `ObsClient.set_max_bandwidth` changes it while they run.
         deadline_s: for one call of `uploadFile` altogether, above 0; None for no such limit.
+        keys_wait_s: so long an upload pauses, 0-86400, when access keys that have worked are refused and their provider
+            has no others yet; it is asked again every two seconds. Keys that were given as such are not waited for.
         connect_timeout_s: for a connection to stand, TLS included, 0.1-3600; None takes the client's `timeout`.
     """
 
@@ -69,6 +71,7 @@ class EngineOptions:
     max_connections: int | None = None
     max_bandwidth_bytes_per_s: float | None = None
     deadline_s: float | None = None
+    keys_wait_s: float = 300.0
     connect_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +81,7 @@ class EngineOptions:
         _within(self, "max_connections", int, 1, 100_000, optional=True)
         _within(self, "max_bandwidth_bytes_per_s", (int, float), 1024, 1e15, optional=True)
         _within(self, "deadline_s", (int, float), 0.001, 1e9, optional=True)
+        _within(self, "keys_wait_s", (int, float), 0, 86_400)
         _within(self, "connect_timeout_s", (int, float), 0.1, 3600, optional=True)
         _within(self, "page_cache_share", (int, float), 0, 1, optional=True)
         for name, kind in _WORDS.items():

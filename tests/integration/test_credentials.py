@@ -21,7 +21,7 @@ import trustme
 from obs import loadtoken
 
 from harness import client_arguments, is_equal, wait_until
-from obs_engine import GetResult, InvalidArgumentError, ObsClient, ServiceError, credentials
+from obs_engine import EngineOptions, GetResult, InvalidArgumentError, ObsClient, ServiceError, credentials
 from obs_engine.credentials import ECS, ENV, OIDC, CredentialSource, IdTokenCredentialsProvider, Proxy
 from obs_engine.errors import CredentialsError
 from obs_engine.testing import LocalObs
@@ -542,7 +542,7 @@ def test_an_upload_that_its_keys_ended_goes_on_with_others(obs: LocalObs, key: s
     provider = Changing(keys_of(obs))
     arguments = settings(obs, security_providers=[provider], security_provider_policy="Changing")
     obs.set_faults([{"operation": "UploadPart", "delay_s": 0.05}])
-    with ObsClient(**arguments) as client:
+    with ObsClient(**arguments, engine=EngineOptions(keys_wait_s=0.5)) as client:
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(upload, client, key, source, enableCheckpoint=True)
             wait_until(lambda: running.done() or stored(obs) >= 4, "some parts are stored")
@@ -561,6 +561,23 @@ def test_an_upload_that_its_keys_ended_goes_on_with_others(obs: LocalObs, key: s
     assert result.report is not None
     assert result.report.parts_resumed >= 4
     assert len(obs.requests("Initiate")) == 1
+    assert is_equal(obs, "bench", key, source)
+
+
+def test_an_upload_waits_for_a_provider_that_is_late(obs: LocalObs, key: str, source: Path) -> None:
+    """Its keys are refused, and the provider has others a little later: one call, one upload, nothing sent twice."""
+    provider = Changing(keys_of(obs))
+    arguments = settings(obs, security_providers=[provider], security_provider_policy="Changing")
+    obs.set_faults([{"operation": "UploadPart", "delay_s": 0.05}])
+    with ObsClient(**arguments) as client, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(upload, client, key, source)
+        wait_until(lambda: running.done() or stored(obs) >= 4, "some parts are stored")
+        obs.stop()
+        obs.access_key, obs.secret_key = NEW_KEY, NEW_SECRET
+        obs.restart()
+        wait_until(lambda: any(r["status"] == 403 for r in obs.requests()), "the old keys are refused")
+        provider.answers = [keys_of(obs)]
+        assert running.result(timeout=60).status == 200
     assert is_equal(obs, "bench", key, source)
 
 

@@ -11,7 +11,7 @@ from obs_engine.options import EngineOptions
 from obs_engine.source.identity import FileIdentity
 from obs_engine.transfer import access as access_module
 from obs_engine.transfer.access import Access
-from obs_engine.transfer.messages import CredentialsWanted, Dialect, OpenUpload, UploadRequest
+from obs_engine.transfer.messages import CredentialsWanted, Dialect, NewCredentials, OpenUpload, UploadRequest
 from obs_engine.wire.endpoint import parse_endpoint
 from obs_engine.wire.replies import Reply
 from obs_engine.wire.requests import Target
@@ -77,7 +77,7 @@ class Caller:
         assert isinstance(message, CredentialsWanted)
         self.asked.append(message.is_refused)
         if self.keys is not None:
-            asyncio.get_running_loop().call_soon(self.access.renew, self.keys)
+            asyncio.get_running_loop().call_soon(self.access.renew, NewCredentials(self.keys))
 
 
 def test_refused_keys_are_asked_for_once_by_all() -> None:
@@ -105,6 +105,41 @@ def test_the_same_keys_again_are_no_reason_to_try_once_more() -> None:
         assert not await caller.access.has_other_keys(caller.access.version)
         assert caller.asked == [True]
         assert len(caller.opened) == 1
+
+    asyncio.run(work())
+
+
+def test_a_slow_provider_is_asked_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The upload pauses where its keys have worked; not where they never did, nor for keys that cannot change."""
+    monkeypatch.setattr(access_module, "KEYS_AGAIN_S", 0.001)
+
+    class Slow(Caller):
+        def tell(self, message: object) -> None:
+            assert isinstance(message, CredentialsWanted)
+            self.asked.append(message.is_refused)
+            if len(self.asked) == 4:
+                self.keys = NEW
+            keys = self.keys
+            assert keys is not None
+            asyncio.get_running_loop().call_soon(self.access.renew, NewCredentials(keys, self.may_change))
+
+        may_change = True
+
+    async def work() -> None:
+        caller = Slow(OLD)
+        version = caller.access.version
+        assert not await caller.access.has_other_keys(version, is_patient=True), "they never worked"
+        assert len(caller.asked) == 1
+        caller.access.keys_have_worked = True
+        assert not await caller.access.has_other_keys(version), "no word why it was refused"
+        assert len(caller.asked) == 2
+        assert await caller.access.has_other_keys(version, is_patient=True)
+        assert len(caller.asked) == 4
+        assert caplog.text.count("the upload pauses") == 1
+        fixed = Slow(OLD)
+        fixed.may_change = False
+        fixed.access.keys_have_worked = True
+        assert not await fixed.access.has_other_keys(fixed.access.version, is_patient=True)
 
     asyncio.run(work())
 
@@ -146,7 +181,7 @@ def test_a_silent_caller_holds_nobody_for_ever(monkeypatch: pytest.MonkeyPatch) 
         assert not await caller.access.has_other_keys(version)
         assert not await caller.access.has_other_keys(version)
         assert caller.asked == [True], "one question at a time"
-        caller.access.renew(NEW)
+        caller.access.renew(NewCredentials(NEW))
         assert await caller.access.has_other_keys(version)
 
     asyncio.run(work())
@@ -162,7 +197,7 @@ def test_keys_are_asked_for_in_passing(monkeypatch: pytest.MonkeyPatch) -> None:
         for now_s[0], asked in ((0.9, []), (1.0, [False]), (5.0, [False])):
             caller.access.keep_fresh()
             assert caller.asked == asked
-        caller.access.renew(OLD)
+        caller.access.renew(NewCredentials(OLD))
         caller.access.keep_fresh()
         assert caller.asked == [False, False]
         assert len(caller.opened) == 1

@@ -16,10 +16,9 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from obs_engine.source.identity import FileIdentity
-from obs_engine.transfer.messages import CredentialsWanted, OpenUpload, UploadRequest
+from obs_engine.transfer.messages import CredentialsWanted, NewCredentials, OpenUpload, UploadRequest
 from obs_engine.transfer.pool import Session
 from obs_engine.wire.replies import Reply
-from obs_engine.wire.signing import Credentials
 
 _log = logging.getLogger("obs_engine")
 
@@ -27,6 +26,8 @@ KEYS_FRESH_S = 1.0
 """Keys that were asked for so long ago are asked for again, while requests go on with them."""
 KEYS_ANSWER_S = 60.0
 """So long a caller may take to come by other keys, once those at hand were refused."""
+KEYS_AGAIN_S = 2.0
+"""So long a provider that had no other keys is left alone."""
 KEY_CHANGES_MAX = 10
 """Changes of keys that one request lives through."""
 
@@ -35,7 +36,12 @@ CLOCK_STEP_MIN_S = 5.0
 
 
 class Access:
-    """Target and keys of one upload, as its workers know them."""
+    """Target and keys of one upload, as its workers know them.
+
+    Attributes:
+        version: of all that they know.
+        keys_have_worked: something that was signed was taken.
+    """
 
     def __init__(self, request: UploadRequest, session: Session, tell: Callable[[object], None]) -> None:
         """
@@ -51,7 +57,10 @@ class Access:
         self._clock_offset_s = 0.0
         self._asked_s = time.monotonic()
         self._answer: asyncio.Future[None] | None = None
+        self._may_change = False
+        self._paused_version = -1
         self.version = 0
+        self.keys_have_worked = False
 
     def open(self, request: UploadRequest, identity: FileIdentity) -> None:
         """Says what workers must know of the upload; again when the dialect was agreed on."""
@@ -64,11 +73,13 @@ class Access:
         if self._answer is None and time.monotonic() - self._asked_s >= KEYS_FRESH_S:
             self._ask(is_refused=False)
 
-    def renew(self, credentials: Credentials) -> None:
+    def renew(self, answer: NewCredentials) -> None:
         """The caller's answer."""
-        if credentials != self._credentials:
-            self._credentials = credentials
-            _log.info("the access keys changed; what follows is signed with %s", credentials.access_key_id or "none")
+        self._may_change = answer.may_change
+        if answer.credentials != self._credentials:
+            self._credentials = answer.credentials
+            _log.info("the access keys changed; what follows is signed with %s",
+                      answer.credentials.access_key_id or "none")  # fmt: skip
             self._changed()
         if self._answer is not None:
             self._answer.set_result(None)
@@ -116,17 +127,36 @@ class Access:
         moment = _moment(asked)
         return 0.0 if moment is None else max(0.0, moment - self.now_s())
 
-    async def has_other_keys(self, version: int) -> bool:
-        """Keys that were used with `version` were refused: are there others now?"""
-        if self.version != version:
-            return True
-        answer = self._answer or self._ask(is_refused=True)
-        try:
-            # Why shielded: others wait for the same answer.
-            await asyncio.wait_for(asyncio.shield(answer), KEYS_ANSWER_S)
-        except asyncio.TimeoutError:
-            return False
-        return self.version != version
+    async def has_other_keys(self, version: int, *, is_patient: bool = False) -> bool:
+        """Keys that were used with `version` were refused: are there others now?
+
+        Args:
+            is_patient: ask again and again, as long as `EngineOptions.keys_wait_s`, where they have worked before and
+                the caller has a provider that may come by others.
+        """
+        patience_s = self._request.engine.keys_wait_s if is_patient and self.keys_have_worked else 0.0
+        until_s = time.monotonic() + patience_s
+        while self.version == version:
+            answer = self._answer or self._ask(is_refused=True)
+            try:
+                # Why shielded: others wait for the same answer.
+                await asyncio.wait_for(asyncio.shield(answer), KEYS_ANSWER_S)
+            except asyncio.TimeoutError:
+                return False
+            if self.version == version:
+                if not self._may_change or time.monotonic() >= until_s:
+                    return False
+                self._tell_of_pause(version, patience_s)
+                await asyncio.sleep(KEYS_AGAIN_S)
+        return True
+
+    def _tell_of_pause(self, version: int, patience_s: float) -> None:
+        if self._paused_version != version:
+            self._paused_version = version
+            _log.warning(
+                "%s/%s: the service refuses the access keys, and their provider has no others: the upload pauses, and "
+                "asks again for up to %.0f s", self._request.bucket, self._request.key, patience_s,
+            )  # fmt: skip
 
     def _ask(self, *, is_refused: bool) -> asyncio.Future[None]:
         self._asked_s = time.monotonic()

@@ -34,7 +34,6 @@ from obs_engine.transfer.negotiation import Negotiator
 from obs_engine.transfer.pool import WorkerPool
 from obs_engine.transfer.upload import Upload
 from obs_engine.transfer.verification import Verification
-from obs_engine.wire.signing import Credentials
 
 PROCESSES_MAX = 8
 _RECEIVE_BYTES = 1 << 20
@@ -163,14 +162,14 @@ class _Call:
             except ProtocolError:
                 return None
 
-    async def listen(self, on_credentials: Callable[[Credentials], None]) -> None:
+    async def listen(self, on_credentials: Callable[[NewCredentials], None]) -> None:
         """Takes the caller's answers; returns when the caller has left."""
         loop = asyncio.get_running_loop()
         try:
             while data := await loop.sock_recv(self._channel, _RECEIVE_BYTES):
                 for message in self._decoder.feed(data):
                     if isinstance(message, NewCredentials):
-                        on_credentials(message.credentials)
+                        on_credentials(message)
         except (ConnectionError, ProtocolError):
             return
 

@@ -194,9 +194,14 @@ class VerifyRequest(NamedTuple):
 
 
 class NewCredentials(NamedTuple):
-    """The access keys as they are now; the answer to `CredentialsWanted`."""
+    """The access keys as they are now; the answer to `CredentialsWanted`.
+
+    Attributes:
+        may_change: they come from a provider, which may have others later.
+    """
 
     credentials: Credentials
+    may_change: bool = False
 
 
 class SetBandwidth(NamedTuple):

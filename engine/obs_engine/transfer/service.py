@@ -353,6 +353,7 @@ class Service:
     async def _settled_reply(self, request: Request) -> Reply:
         outcome = await self.settled(lambda number: RequestTask(number, self._session.upload, request, self.now_s()))
         assert isinstance(outcome, TaskReplied)
+        self._access.keys_have_worked |= request.is_signed and outcome.reply.status < 300
         return outcome.reply
 
     def now_s(self) -> float:
@@ -397,7 +398,8 @@ class Service:
             if action is Action.FOLLOW and redirects < request.max_redirect_count and access.follow(reply):
                 redirects += 1
                 continue
-            if action is Action.RENEW_KEYS and key_changes < KEY_CHANGES_MAX and await access.has_other_keys(version):
+            is_refused = action in (Action.RENEW_KEYS, Action.AWAIT_KEYS) and key_changes < KEY_CHANGES_MAX
+            if is_refused and await access.has_other_keys(version, is_patient=action is Action.AWAIT_KEYS):
                 key_changes += 1
                 continue
             if action is Action.SET_CLOCK and access.set_clock(reply):

@@ -18,7 +18,8 @@ class Action(Enum):
     RETRY = "send it again after a pause"
     SLOW_DOWN = "send it again after a pause, and fewer at a time"
     READ_AGAIN = "read the bytes again, and send them after a pause"
-    RENEW_KEYS = "ask for other keys, and sign it again with them"
+    RENEW_KEYS = "ask once for other keys, and sign it again with them"
+    AWAIT_KEYS = "pause, and ask again and again for other keys, where those at hand have worked before"
     SET_CLOCK = "take the service's clock, and sign it again"
     FOLLOW = "send it to where the service points"
     GIVE_UP = "fail"
@@ -50,14 +51,14 @@ def _codes(words: str) -> frozenset[str]:
 # Codes come before statuses: a 200 may carry an error in its body, and a 403 be many things.
 REPLIES = (
     ReplyRow("the clock is wrong", Action.SET_CLOCK, codes=_codes("RequestTimeTooSkewed")),
-    ReplyRow("keys that are no more", Action.RENEW_KEYS,
+    ReplyRow("keys that are no more", Action.AWAIT_KEYS,
              codes=_codes("ExpiredToken InvalidToken InvalidAccessKeyId TokenRefreshRequired SignatureDoesNotMatch")),
     ReplyRow("too much at a time", Action.SLOW_DOWN, codes=_codes("SlowDown TooManyRequests ServiceUnavailable")),
     ReplyRow("what arrived is not what was sent", Action.READ_AGAIN, codes=_codes("BadDigest IncompleteBody")),
     ReplyRow("a moment's trouble", Action.RETRY, codes=_codes("RequestTimeout OperationAborted InternalError")),
     ReplyRow("success", Action.TAKE, range(200, 300)),
     ReplyRow("moved", Action.FOLLOW, (301, 302, 307, 308)),
-    ReplyRow("who are you", Action.RENEW_KEYS, (401,)),
+    ReplyRow("who are you", Action.AWAIT_KEYS, (401,)),
     ReplyRow("not for you, and no word why", Action.RENEW_KEYS, (403,), codes=frozenset()),
     ReplyRow("too much at a time", Action.SLOW_DOWN, (429, 503)),
     ReplyRow("a moment's trouble", Action.RETRY, (408, 500, 502, 504)),
