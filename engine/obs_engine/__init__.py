@@ -39,7 +39,7 @@ from obs_engine.models import (
     UploadFileHeader,
 )
 from obs_engine.options import EngineOptions
-from obs_engine.transfer.messages import UploadReport, VerifyResult
+from obs_engine.transfer.messages import FlowState, Progress, UploadReport, VerifyResult
 
 __all__ = [
     "ClientClosedError",
@@ -51,6 +51,7 @@ __all__ = [
     "EngineOptions",
     "ExtensionGrant",
     "ExtensionHeader",
+    "FlowState",
     "GetResult",
     "HeadPermission",
     "IntegrityError",
@@ -63,6 +64,7 @@ __all__ = [
     "ObsClient",
     "ObsEngineError",
     "Permission",
+    "Progress",
     "ResumeRefusedError",
     "ServiceError",
     "SourceChangedError",

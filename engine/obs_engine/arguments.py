@@ -70,7 +70,7 @@ def read_arguments(
     bucket = "" if settings.target.addressing == "cname" and not bucket else _bucket(bucket)
     key = _key(key)
     path = _path("uploadFile", upload_file)
-    if callback is not None and not callable(callback):
+    if callback is not None and not callable(callback) and not hasattr(callback, "on_progress"):
         raise InvalidArgumentError(
             "progressCallback", "a callable (bytes stored, bytes in all, seconds)", callback, "Invalid callback"
         )

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from obs_engine.arguments import VERIFY_TASK_NUM_DEFAULT, Against, read_arguments, read_verify_arguments
 from obs_engine.credentials import CredentialSource
@@ -40,7 +40,14 @@ from obs_engine.wire.signing import Credentials
 _log = logging.getLogger("obs_engine")
 _log.addHandler(logging.NullHandler())
 
-ProgressCallback = Callable[[int, int, float], object]
+class ProgressListener(Protocol):
+    """A progress callback that wants to know more than bytes."""
+
+    def on_progress(self, progress: Progress, /) -> object:
+        """Called whenever something changed, some 20 times a second at most."""
+
+
+ProgressCallback = Callable[[int, int, float], object] | ProgressListener
 
 
 class ObsClient:
@@ -173,7 +180,8 @@ class ObsClient:
             metadata: custom metadata, 8 KB at most; keys without prefix.
             progressCallback: called in the calling thread, some 20 times a second at most, with (bytes acknowledged or
                 on their way, bytes in all, seconds). It never goes back; all bytes are told of success only, as the
-                last call.
+                last call. An object with a method `on_progress` gets a `Progress` instead, with parts and what limits
+                them.
             headers: an `UploadFileHeader`.
             extensionHeaders: more headers, sent with every request: a dict, or an `ExtensionHeader`.
             encoding_type: 'url' to have the reply's key URL-encoded on the wire.
@@ -353,12 +361,17 @@ class _ProgressTeller:
         self._callback = callback
         self._started_s = time.monotonic()
         self._is_broken = False
+        self._shown: int | None = None
 
     def tell(self, progress: Progress) -> None:
-        if self._callback is None:
-            return
+        listener = getattr(self._callback, "on_progress", None)
         try:
-            self._callback(progress.shown_bytes, progress.total_bytes, max(0.001, time.monotonic() - self._started_s))
+            if listener is not None:
+                listener(progress)
+            elif callable(self._callback) and progress.shown_bytes != self._shown:
+                self._shown = progress.shown_bytes
+                seconds = max(0.001, time.monotonic() - self._started_s)
+                self._callback(progress.shown_bytes, progress.total_bytes, seconds)
         except Exception:
             if not self._is_broken:
                 _log.exception("progressCallback raised; the upload goes on")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import client_of, is_equal, make_file
-from obs_engine import ServiceError
+from obs_engine import Progress, ServiceError
 from obs_engine.testing import LocalObs
 from proxy import Door
 
@@ -46,6 +46,26 @@ def test_calls_begin_at_zero_and_end_at_the_total(server: LocalObs, key: str, so
     assert never_goes_back(told)
     assert {tuple(map(type, said)) for said in told} == {(int, int, float)}
     assert all(seconds > 0 for _, _, seconds in told)  # callers divide by it
+
+
+def test_a_listener_is_told_of_parts_and_what_limits_them(server: LocalObs, key: str, source: Path) -> None:
+    """An object with `on_progress` gets values: bytes, parts, and how they get there."""
+
+    class Listener:
+        told: list[Progress] = []  # noqa: RUF012 (of one test)
+
+        def on_progress(self, progress: Progress) -> None:
+            self.told.append(progress)
+
+    server.set_faults([{"operation": "UploadPart", "delay_s": 0.1, "times": 4}])
+    with client_of(server) as client:
+        assert client.uploadFile("bench", key, str(source), PART, 4, progressCallback=Listener()).status == 200
+    told, size = Listener.told, source.stat().st_size
+    assert told[0].stored_bytes == 0
+    assert (told[-1].stored_bytes, told[-1].stored_parts) == (size, told[-1].total_parts)
+    assert all(a.stored_bytes <= b.stored_bytes and a.shown_bytes <= b.shown_bytes for a, b in pairwise(told))
+    assert max(p.flow.parts_in_flight for p in told) == 4
+    assert all(p.flow.requests_per_s_max is None and p.flow.parts_in_flight_max >= 4 for p in told)
 
 
 def test_an_empty_file_is_told_of(server: LocalObs, key: str, tmp_path: Path) -> None:

@@ -12,16 +12,17 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.progress import Progress as RichProgress
 
 from obs_engine.client import ObsClient
 from obs_engine.errors import InvalidArgumentError
 from obs_engine.options import EngineOptions
+from obs_engine.transfer.messages import Progress
 
 SCHEME = "obs://"
 
@@ -79,16 +80,19 @@ class Bar:
     """A progress bar on stderr; to be used in a `with` block."""
 
     def __init__(self, key: str, *, is_quiet: bool) -> None:
-        self._bar = Progress(
+        self._bar = RichProgress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), DownloadColumn(binary_units=True),
-            TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), disable=is_quiet,
+            TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"),
+            console=Console(stderr=True), disable=is_quiet,
         )  # fmt: skip
-        self._row = self._bar.add_task(PurePosixPath(key).name or key, total=None)
+        self._row = self._bar.add_task(PurePosixPath(key).name or key, total=None, state="")
 
-    def show(self, done: int, total: int, _seconds: float) -> None:
+    def on_progress(self, progress: Progress) -> None:
         """A progress callback."""
         self._bar.start()  # not before there is something to show: an error before stands alone
-        self._bar.update(self._row, completed=done, total=total)
+        self._bar.update(
+            self._row, completed=progress.shown_bytes, total=progress.total_bytes, state=_state(progress)
+        )
 
     def __enter__(self) -> Bar:
         return self
@@ -98,3 +102,16 @@ class Bar:
     ) -> None:
         if self._bar.live.is_started:
             self._bar.stop()
+
+
+def _state(progress: Progress) -> str:
+    """What is going on, and what holds it back."""
+    if progress.stored_parts == progress.total_parts:
+        return "" if progress.shown_bytes == progress.total_bytes else "completing..."
+    flow = progress.flow
+    words = f"{flow.parts_in_flight} in flight"
+    if flow.parts_in_flight >= flow.parts_in_flight_max:
+        words += " (more would only wait)"
+    if flow.requests_per_s_max is not None:
+        words += f", throttled to {flow.requests_per_s_max:.0f} requests/s"
+    return words

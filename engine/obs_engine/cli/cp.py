@@ -12,9 +12,11 @@ import click
 from obs_engine.arguments import RECORD_SUFFIX
 from obs_engine.cli.amounts import Timetable
 from obs_engine.cli.connection import SCHEME, Bar, Command, connection_options, decorated, open_client, split_target
+from obs_engine.client import ObsClient
 from obs_engine.errors import ResumeRefusedError, ServiceError
 from obs_engine.limits import MIB
 from obs_engine.options import EngineOptions, Reader, Verify
+from obs_engine.transfer.messages import Progress
 
 
 def _upload_command(command: Command) -> Command:
@@ -29,6 +31,7 @@ def _upload_command(command: Command) -> Command:
                      help="What must be proven before success is reported."),
         click.option("--reader", type=click.Choice(get_args(Reader)), default="auto", show_default=True,
                      help="How FILE is read."),
+        click.option("--max-connections", type=int, help="At a time.  [default: what file limits allow]"),
         click.option("--max-bandwidth", metavar="CAP", default="off", show_default=True,
                      help="Bytes a second, e.g. 20M; or by the time of day: '08:00,20M 19:00,off'."),
         click.option("--on-source-change", type=click.Choice(["restart", "refuse"]), default="restart",
@@ -73,30 +76,36 @@ def resume(file: str, target: str, adopt: bool, upload_id: str | None, **options
     _upload(file, target, is_checkpoint=True, adopt=upload_id or adopt, **options)
 
 
+class _Capped:
+    """A bar that looks at the clock, too, and sets the client's cap by it."""
+
+    def __init__(self, bar: Bar, client: ObsClient, caps: Timetable) -> None:
+        self._bar, self._client, self._caps = bar, client, caps
+        self._cap = caps.at(datetime.now())
+
+    def on_progress(self, progress: Progress) -> None:
+        cap = self._caps.at(datetime.now())
+        if cap != self._cap:
+            self._cap = cap
+            self._client.set_max_bandwidth(cap)
+        self._bar.on_progress(progress)
+
+
 def _upload(
     file: str, target: str, *, is_checkpoint: bool, part_size_mib: float, task_num: int, processes: int | None,
-    checkpoint_file: str | None, checksum: bool, verify: Any, reader: Any, max_bandwidth: str, on_source_change: Any,
-    quiet: bool, adopt: bool | str = False, **connection: Any,
+    checkpoint_file: str | None, checksum: bool, verify: Any, reader: Any, max_connections: int | None,
+    max_bandwidth: str, on_source_change: Any, quiet: bool, adopt: bool | str = False, **connection: Any,
 ) -> None:  # fmt: skip
     bucket, key = split_target(target, file)
     caps = Timetable.of(max_bandwidth)
-    cap = caps.at(datetime.now())
     engine = EngineOptions(
         processes=processes, verify=verify, reader=reader, on_source_change=on_source_change, adopt=adopt,
-        max_bandwidth_bytes_per_s=cap,
+        max_connections=max_connections, max_bandwidth_bytes_per_s=caps.at(datetime.now()),
     )  # fmt: skip
     with open_client(engine, **connection) as client, Bar(key, is_quiet=quiet) as bar:
-
-        def show(done: int, total: int, seconds: float) -> None:
-            nonlocal cap
-            if (now := caps.at(datetime.now())) != cap:
-                cap = now
-                client.set_max_bandwidth(cap)
-            bar.show(done, total, seconds)
-
         result = client.uploadFile(
             bucket, key, file, int(part_size_mib * MIB), task_num, is_checkpoint, checkpoint_file, checksum,
-            progressCallback=show,
+            progressCallback=_Capped(bar, client, caps),
         )  # fmt: skip
     if result.status >= 300:
         raise ServiceError(

@@ -59,7 +59,7 @@ def verify(
         bucket, key = split_target(target, file)
         with open_client(EngineOptions(processes=processes), **connection) as client, Bar(key, is_quiet=quiet) as bar:
             result = client.verifyFile(
-                bucket, key, file, against, part_size, version_id, task_num, progressCallback=bar.show
+                bucket, key, file, against, part_size, version_id, task_num, progressCallback=bar
             )
     except ObsEngineError as error:
         fail(str(error), EXIT_UNKNOWN)
