@@ -1,4 +1,4 @@
-"""Doors before a local server, for tests: a relay that writes down, a CONNECT proxy, TLS of any strictness, HTTP/2.
+"""Doors before a local server, for tests: a relay that writes down, one that fails, a CONNECT proxy, TLS, HTTP/2.
 
 Each listens on a free port of this machine, serves in threads of this process, and leaves none behind.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import base64
 import http.client
+import random
 import select
 import socket
 import ssl
+import struct
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 RECEIVE_BYTES = 65_536
 
@@ -256,6 +259,88 @@ class Http2Front(Relay):
             return reply.status, said, reply.read()
         finally:
             server.close()
+
+
+class Trouble(NamedTuple):
+    """What goes wrong with a connection.
+
+    Attributes:
+        kind: "reset" (RST), "stall" (nothing passes any more), "truncate" (FIN), or "delay" (a pause).
+        way: "up" (to the server) or "down", of which so many bytes are passed on before.
+    """
+
+    kind: str
+    way: str
+    after_bytes: int
+
+
+class RoughRelay(Door):
+    """Passes bytes on, TLS or not, to a server of this machine; a share of its connections gets into trouble.
+
+    Which, of what kind and when comes from the seed and the number of the connection: the same in every run, as far as
+    connections are opened in the same order.
+
+    Args:
+        port: of the server.
+        kinds: of trouble.
+        share: of the connections, 0-1.
+
+    Attributes:
+        sent_bytes: by clients, and passed on.
+        troubles: what has happened.
+    """
+
+    def __init__(self, port: int, seed: int, kinds: Sequence[str], share: float = 0.3) -> None:
+        self._to = port
+        self._seed, self._kinds, self._share = seed, tuple(kinds), share
+        self._is_over = threading.Event()
+        self.sent_bytes = 0
+        self.troubles: list[Trouble] = []
+        super().__init__()
+
+    def trouble(self, number: int) -> Trouble | None:
+        """Of the connection with this number."""
+        rng = random.Random(f"{self._seed} {number}")
+        if rng.random() >= self._share:
+            return None
+        way = rng.choice(["up", "down"])
+        return Trouble(rng.choice(self._kinds), way, int(rng.paretovariate(0.3)) % (400_000 if way == "up" else 4_000))
+
+    def serve(self, number: int, client: socket.socket) -> None:
+        with self.connect(self._to) as server:
+            pending, passed = self.trouble(number), {"up": 0, "down": 0}
+            while True:
+                for ready in select.select([client, server], [], [])[0]:
+                    way, to = ("up", server) if ready is client else ("down", client)
+                    is_due = pending is not None and pending.way == way
+                    limit = pending.after_bytes - passed[way] if pending is not None and is_due else RECEIVE_BYTES
+                    data = ready.recv(min(RECEIVE_BYTES, limit)) if limit > 0 else b""
+                    if not data and limit > 0:
+                        return
+                    to.sendall(data)
+                    passed[way] += len(data)
+                    self.sent_bytes += len(data) if way == "up" else 0
+                    if pending is not None and is_due and passed[way] >= pending.after_bytes:
+                        self.troubles.append(pending)
+                        if not self._goes_on(pending, client):
+                            return
+                        pending = None
+
+    def _goes_on(self, trouble: Trouble, client: socket.socket) -> bool:
+        """Makes it happen; does the connection live on?"""
+        if trouble.kind == "delay":
+            return not self._is_over.wait(0.05)
+        if trouble.kind == "stall":
+            watch = select.poll()
+            watch.register(client, select.POLLRDHUP)
+            watch.poll()  # until the client leaves, or this door closes
+        elif trouble.kind == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return False
+
+    def close(self) -> None:
+        self._is_over.set()
+        super().close()
 
 
 def pump(client: socket.socket, server: socket.socket, heard: bytearray) -> None:

@@ -443,7 +443,10 @@ class Connection:
         """Does the work, or what the fault puts in its place."""
         if fault is not None and (fault.status is not None or fault.is_error_in_200):
             refusal = Refusal(fault.status or 200, fault.code, fault.message, headers=fault.headers)
-            return self._error_reply(exchange, refusal)
+            reply = self._error_reply(exchange, refusal)
+            if fault.is_bare:
+                reply.body = b""
+            return reply
         if exchange.refusal is not None:
             return self._error_reply(exchange, exchange.refusal)
         call, body = exchange.call, exchange.body

@@ -13,7 +13,8 @@ A rule is a JSON object. Which requests (all given conditions must hold; none gi
 
 What happens (exactly one, or `delay_s` alone or beside one):
 
-    status        200 to 599, with `code`, `message`, `headers` (an object), `early` (true: before the body is read)
+    status        200 to 599, with `code`, `message`, `headers` (an object), `early` (true: before the body is read),
+                  `bare` (true: without a word, no body at all)
     reset         "before_reply" (the work is not done), "after_work" (done, the reply is lost), "at_once" (as soon as
                   the head is in), or {"after_body_bytes": k}: a TCP reset
     stall         true: reads everything, answers nothing, until the client goes away
@@ -85,6 +86,7 @@ class Fault:
     message: str = "We encountered an internal error. Please try again."
     headers: tuple[tuple[str, str], ...] = ()
     is_early: bool = False
+    is_bare: bool = False
     reset: str | None = None
     reset_after_bytes: int | None = None
     is_stalled: bool = False
@@ -308,6 +310,7 @@ def _read_action(reader: _Reader, action: str) -> dict[str, Any]:
     if action == "status":
         fields["status"] = reader.number("status", 200, 599)
         fields["is_early"] = reader.truth("early")
+        fields["is_bare"] = reader.truth("bare")
     elif action == "reset":
         value = reader.take("reset")
         if isinstance(value, Mapping) and set(value) == {"after_body_bytes"}:
