@@ -242,11 +242,9 @@ def test_failures(world: World, source: Path, row: FailureRow) -> None:
 # --- a network that fails ---------------------------------------------------------------------------------------
 
 
-def through_a_rough_network(
-    world: World, source: Path, kinds: tuple[str, ...], seed: int, share: float = 0.3
-) -> None:
+def through_a_rough_network(world: World, source: Path, kinds: tuple[str, ...], seed: int) -> None:
     key, calls = f"{'-'.join(kinds)}-{seed}", 0
-    with RoughRelay(world.server.port, seed, kinds, share) as relay, world.client(relay.port) as client:
+    with RoughRelay(world.server.port, seed, kinds) as relay, world.client(relay.port) as client:
         while True:
             calls += 1
             try:
@@ -269,7 +267,7 @@ def through_a_rough_network(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rough_network(world: World, source: Path, kind: str) -> None:
     """A share of the connections get into trouble, at any byte of their handshake, requests or replies."""
-    through_a_rough_network(world, source, (kind,), 1 + KINDS.index(kind), 0.2 if kind == "stall" else 0.4)
+    through_a_rough_network(world, source, (kind,), 14)  # whose first three connections fail, in all sorts of places
 
 
 @pytest.mark.soak

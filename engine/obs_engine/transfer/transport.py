@@ -47,6 +47,7 @@ _EVENTS = {
 }
 _KINDS_OF_AN_ADDRESS = "connect", "stalled", "cut off"
 """Failures that another address of the same host need not have."""
+_CUT = "the connection ended in the middle of a reply"
 # These have no code of their own: the peer's TLS has nothing in common with ours, or the proxy wants another password.
 _HOPELESS_WORDS = ("alert handshake failure", "alert protocol version", "response 407")
 
@@ -150,7 +151,10 @@ class Transport:
         while more:
             more, succeeded, failed = self._multi.info_read()
             for curl in succeeded:
-                self._end(self._running[curl], None)
+                transfer = self._running[curl]
+                # Why looked at: libcurl takes a connection that ends among the headers for the end of a reply.
+                cut = None if transfer.is_head_whole else _error(transfer.request, pycurl.E_GOT_NOTHING, _CUT)
+                self._end(transfer, cut)
             for curl, code, text in failed:
                 self._end(self._running[curl], _error(self._running[curl].request, code, text))
 
@@ -216,6 +220,7 @@ class _Transfer:
         self.spread: Spread | None = None
         self.order: list[str] = []  # in which its connection was to try the addresses
         self.may_take: Callable[[int], int] | None = None
+        self.is_head_whole = False
         self._is_paused = False
         self._sink = sink
         self._body = body
@@ -314,7 +319,10 @@ class _Transfer:
             status, _, self._reason = rest.partition(" ")
             self._status = int(status)
             self._headers.clear()
-        elif text:
+            self.is_head_whole = False
+        elif not text:
+            self.is_head_whole = True
+        else:
             name, _, value = text.partition(":")
             self._headers.append((name.strip().lower(), value.strip()))
 
