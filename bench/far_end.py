@@ -66,6 +66,10 @@ class Sink:
         """Refuses these parts with 403, from now on."""
         self._tell("refuse", part_numbers)
 
+    def be_rough(self, **how: object) -> None:
+        """What makes it a rough service from now on (`sink.Rough`); nothing for a smooth one."""
+        self._tell("rough", how)
+
     def stats(self) -> dict[str, Any]:
         """What it counted since the last reset."""
         with urlopen(f"{self.url}/-/stats", timeout=10) as reply:

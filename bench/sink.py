@@ -10,6 +10,7 @@ any client here (the raw row of `first_light` shows it). Signatures are not look
     POST /-/reset    forgets it
     POST /-/etags    JSON, {key: [ETag of part 1, of part 2, ...]}: what to answer for these keys, from now on
     POST /-/refuse   JSON, [part number, ...]: parts to answer with 403, from now on
+    POST /-/rough    JSON, what makes it a rough service (`Rough`), for connections and requests from now on
 
 A part of a key without such a table gets one and the same ETag: a client that checks it against its bytes will object,
 and has to be told not to look, or the sink be told the right answers before. A CRC-64 that comes with a part or with
@@ -26,6 +27,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import heapq
+import itertools
 import json
 import os
 import re
@@ -36,7 +39,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
 
@@ -48,6 +51,7 @@ _HEAD_MAX_BYTES = 64 << 10
 _DRAIN_BYTES = 4 << 20
 _TURN_DRAINS = 4  # receives on one connection before the others have their turn
 _KEPT_BODY_MAX_BYTES = 4 << 20
+_SLOW_BUFFER_BYTES = 128 << 10
 _TLS_RECEIVE_BYTES = 256 << 10
 _TLS_PIECE_BYTES = 64 << 10
 _CRC64 = "-checksum-crc64ecma"
@@ -55,6 +59,23 @@ _PART_IN_XML = re.compile(rb"<ETag>\s*(?:&quot;|&#34;|\")?([0-9a-fA-F]{32})")
 _PAGE_PARTS = 1000
 _XML = ["Content-Type: application/xml"]
 _NAMESPACE = "http://obs.myhwclouds.com/doc/2015-06-30/"
+
+
+class Rough(NamedTuple):
+    """What a service far away, or a busy one, is like.
+
+    Attributes:
+        parts_per_s: more UploadPart are answered with 503 SlowDown: a bucket of as many; 0 for no limit.
+        reply_after_s: so long after its body was read a request is answered.
+        bytes_per_s: of each connection; 0 for no limit.
+        late_parts, late_s: these parts are answered so much later, the first time that they come.
+    """
+
+    parts_per_s: float = 0.0
+    reply_after_s: float = 0.0
+    bytes_per_s: float = 0.0
+    late_parts: tuple[int, ...] = ()
+    late_s: float = 0.0
 
 
 class Stats:
@@ -69,6 +90,7 @@ class Stats:
         self.requests: dict[str, int] = {}
         self.crc64s: dict[str, int] = {}  # requests that carried one
         self.refused = 0
+        self.slowed_down: list[float] = []  # seconds after the first request
         self.tls: str | None = None
         self.body_bytes = 0
         self._cpu_s = time.process_time()
@@ -177,6 +199,8 @@ class Connection:
         self.kept: bytearray | None = None
         self.is_counted = False
         self.is_closing = False
+        self.is_slowed_down = False
+        self.paid_until_s = 0.0  # by when what it has sent may have been sent
 
     @property
     def target(self) -> tuple[str, str]:
@@ -208,6 +232,11 @@ class Sink:
         self._etags: dict[str, list[str]] = {}
         self._refused: set[int] = set()
         self._lengths: dict[str, dict[int, int]] = {}
+        self._rough = Rough()
+        self._late: set[int] = set()
+        self._tokens, self._filled_s = 0.0, 0.0
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
         self.stats = Stats()
 
     @property
@@ -230,7 +259,9 @@ class Sink:
         self._poller.register(until, select.EPOLLIN | select.EPOLLHUP)
         listeners = {listener.fileno(): listener for listener in self._listeners}
         while True:
-            events = self._poller.poll()
+            events = self._poller.poll(max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None)
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                heapq.heappop(self._timers)[2]()
             now_ns = time.monotonic_ns()
             for descriptor, _ in events:
                 if descriptor == until:
@@ -238,7 +269,9 @@ class Sink:
                 if descriptor in listeners:
                     self._accept(listeners[descriptor])
                     continue
-                connection = self._connections[descriptor]
+                connection = self._connections.get(descriptor)
+                if connection is None:
+                    continue
                 try:
                     self._on_readable(connection, now_ns)
                 except BlockingIOError:
@@ -246,8 +279,26 @@ class Sink:
                 except (ConnectionError, ssl.SSLError, ValueError):
                     connection.is_closing = True
                 if connection.is_closing:
-                    del self._connections[descriptor]
-                    connection.channel.close()
+                    self._close(descriptor)
+
+    def _close(self, descriptor: int) -> None:
+        self._connections.pop(descriptor).channel.close()
+
+    def _rest(self, connection: Connection, until_s: float, then: Callable[[], None] | None = None) -> None:
+        """Hears nothing of a connection until then, and goes on with it."""
+        descriptor = next(fd for fd, known in self._connections.items() if known is connection)
+        self._poller.modify(descriptor, 0)
+
+        def go_on() -> None:
+            if self._connections.get(descriptor) is connection:
+                self._poller.modify(descriptor, select.EPOLLIN)
+                try:
+                    if then is not None:
+                        then()
+                except OSError:
+                    self._close(descriptor)
+
+        heapq.heappush(self._timers, (until_s, next(self._numbers), go_on))
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -256,6 +307,8 @@ class Sink:
             return
         channel.setblocking(False)
         channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._rough.bytes_per_s:  # Why: the system would take a good part of each body at once
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BUFFER_BYTES)
         wrapped = Plain(channel)
         if self._tls is not None and listener is self._listeners[1]:
             wrapped = Tls(channel, self._tls)
@@ -287,7 +340,7 @@ class Sink:
         if rest:
             self._take(connection, len(rest), rest, now_ns)
         if not connection.left:
-            self._answer(connection)
+            self._answer_in_time(connection)
 
     def _begin(self, connection: Connection, head: bytes, now_ns: int) -> None:
         first, *lines = head.decode("latin-1").split("\r\n")
@@ -332,8 +385,44 @@ class Sink:
                 raise ValueError("no client here pipelines")
             self._take(connection, size, data, now_ns)
             if not connection.left:
-                self._answer(connection)
+                self._answer_in_time(connection)
                 return
+            if self._rough.bytes_per_s:
+                now_s = time.monotonic()
+                connection.paid_until_s = max(now_s - 0.1, connection.paid_until_s) + size / self._rough.bytes_per_s
+                if connection.paid_until_s > now_s + 0.005:
+                    self._rest(connection, connection.paid_until_s)
+                    return
+
+    def _answer_in_time(self, connection: Connection) -> None:
+        if connection.operation == "Control":
+            self._answer(connection)
+            return
+        rough, now_s = self._rough, time.monotonic()
+        wait_s = rough.reply_after_s
+        if rough.bytes_per_s:
+            wait_s += max(0.0, connection.paid_until_s - now_s)
+        if connection.operation == "UploadPart":
+            connection.is_slowed_down = self._is_too_much(now_s)
+            if connection.part_number in self._late:
+                self._late.remove(connection.part_number)
+                wait_s += rough.late_s
+        if wait_s:
+            self._rest(connection, now_s + wait_s, lambda: self._answer(connection))
+        else:
+            self._answer(connection)
+
+    def _is_too_much(self, now_s: float) -> bool:
+        rate = self._rough.parts_per_s
+        if not rate:
+            return False
+        self._tokens = min(rate, self._tokens + (now_s - self._filled_s) * rate)
+        self._filled_s = now_s
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return False
+        self.stats.slowed_down.append(now_s - (self.stats.first_request_ns or 0) / 1e9)
+        return True
 
     def _take(self, connection: Connection, size: int, data: bytes, now_ns: int) -> None:
         connection.left -= size
@@ -394,6 +483,10 @@ class Sink:
                 other.is_counted = False
         elif asked == ("POST", "/-/etags"):
             self._etags.update(json.loads(connection.kept or b"{}"))
+        elif asked == ("POST", "/-/rough"):
+            self._rough = Rough(**json.loads(connection.kept or b"{}"))
+            self._late = set(self._rough.late_parts)
+            self._tokens, self._filled_s = self._rough.parts_per_s, time.monotonic()
         elif asked == ("POST", "/-/refuse"):
             self._refused = set(json.loads(connection.kept or b"[]"))
         else:
@@ -402,6 +495,8 @@ class Sink:
 
     def _reply_to_part(self, connection: Connection) -> tuple[str, list[str], bytes]:
         (_, key), number = connection.target, connection.part_number
+        if connection.is_slowed_down:
+            return "503 Slow Down", _XML, b"<Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>"
         if number in self._refused:
             self.stats.refused += 1
             return "403 Forbidden", _XML, b"<Error><Code>AccessDenied</Code><Message>as told</Message></Error>"

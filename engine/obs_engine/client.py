@@ -23,6 +23,8 @@ from obs_engine.results import result_of
 from obs_engine.settings import CHUNK_SIZE_DEFAULT_BYTES, read_settings
 from obs_engine.transfer.launch import Call, Launcher
 from obs_engine.transfer.messages import (
+    Answered,
+    Ask,
     CredentialsWanted,
     Failed,
     Logged,
@@ -35,6 +37,8 @@ from obs_engine.transfer.messages import (
     VerifyRequest,
     VerifyResult,
 )
+from obs_engine.wire.replies import Reply
+from obs_engine.wire.requests import Request
 from obs_engine.wire.signing import Credentials
 
 _log = logging.getLogger("obs_engine")
@@ -319,16 +323,41 @@ class ObsClient:
     def __reduce__(self) -> NoReturn:
         raise TypeError("ObsClient: expected to stay in its process, found it copied or pickled; make another there")
 
+    def _ask(self, request: Request) -> Reply:
+        """Sends one small request that belongs to no upload, with this client's keys and patience.
+
+        For the command, which says in plain words what it asks (`cli/inquiries.py`); the names that the official SDK
+        has for such requests are left to the official SDK.
+
+        Returns:
+            The last reply, whatever its status.
+
+        Raises:
+            ObsEngineError: none came.
+        """
+        credentials = self._source.current()
+        settings = replace(self._settings, engine=replace(self._settings.engine, adopt=False))
+        # Why this module's file: the arguments are those of an upload, which has one. Nobody opens it.
+        upload = read_arguments(
+            settings, credentials, bucket=request.bucket, key=request.key or "-", upload_file=__file__,
+            part_size=PART_SIZE_DEFAULT_BYTES, task_num=1, is_checkpoint=False, checkpoint_file=None,
+            is_checksum=False, metadata=None, callback=None, headers=None, extensions=None, encoding_type=None,
+            is_crc64=False,
+        )  # fmt: skip
+        done = self._last_word(Ask(upload, request), credentials, None)
+        assert isinstance(done, Answered)
+        return done.reply
+
     def _last_word(
-        self, request: UploadRequest | VerifyRequest, credentials: Credentials, callback: ProgressCallback | None
-    ) -> Uploaded | Verified:
+        self, request: UploadRequest | VerifyRequest | Ask, credentials: Credentials, callback: ProgressCallback | None
+    ) -> Uploaded | Verified | Answered:
         """Runs a call to its end, and passes on what is said meanwhile.
 
         Raises:
             ObsEngineError: it failed.
         """
         progress = _ProgressTeller(callback)
-        with self._launcher.call(request) as call:
+        with self._launcher.call(request) as call:  # type: ignore[arg-type]
             for message in call.messages():
                 if isinstance(message, Progress):
                     progress.tell(message)
@@ -338,7 +367,7 @@ class ObsClient:
                     credentials = self._say_credentials(call, credentials, is_refused=message.is_refused)
                 elif isinstance(message, Failed):
                     raise message.error.error()
-                elif isinstance(message, (Uploaded, Verified)):
+                elif isinstance(message, (Uploaded, Verified, Answered)):
                     return message
         _unreachable()
 

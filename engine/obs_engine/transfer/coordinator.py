@@ -18,7 +18,9 @@ from typing import Any, NoReturn
 
 from obs_engine.errors import EngineDiedError, ObsEngineError, UploadCancelledError
 from obs_engine.transfer.bandwidth import Bandwidth
+from obs_engine.transfer.inquiry import Inquiry
 from obs_engine.transfer.messages import (
+    Ask,
     Decoder,
     ErrorInfo,
     Failed,
@@ -94,7 +96,7 @@ class Coordinator:
     async def _serve(self, call: _Call) -> None:
         try:
             request = await call.receive()
-            if isinstance(request, (UploadRequest, VerifyRequest)):
+            if isinstance(request, (UploadRequest, VerifyRequest, Ask)):
                 await self._work(call, request)
             elif isinstance(request, SetBandwidth):
                 self._bandwidth.set(request.bytes_per_s)
@@ -102,8 +104,8 @@ class Coordinator:
             del self._calls[call]
             call.close()
 
-    async def _work(self, call: _Call, request: UploadRequest | VerifyRequest) -> None:
-        asked = request.upload if isinstance(request, VerifyRequest) else request
+    async def _work(self, call: _Call, request: UploadRequest | VerifyRequest | Ask) -> None:
+        asked = request if isinstance(request, UploadRequest) else request.upload
         if self._pool is None:
             engine = asked.engine
             size = engine.processes or default_processes()
@@ -112,9 +114,11 @@ class Coordinator:
         _call.set(call)
         call.log_level = asked.log_level
         session = self._pool.session(asked.task_num, call.tell)
-        story: Upload | Verification
+        story: Upload | Verification | Inquiry
         if isinstance(request, VerifyRequest):
             story = Verification(request, session, self._negotiator, call.tell)
+        elif isinstance(request, Ask):
+            story = Inquiry(request, session, self._negotiator, call.tell)
         else:
             story = Upload(request, session, self._negotiator, call.tell)
         work: asyncio.Future[Any] = asyncio.ensure_future(story.run())

@@ -193,6 +193,17 @@ class VerifyRequest(NamedTuple):
     version_id: str | None
 
 
+class Ask(NamedTuple):
+    """One small request that belongs to no upload.
+
+    Attributes:
+        upload: how the service is reached, and which bucket is meant; nothing of its file or its key counts.
+    """
+
+    upload: UploadRequest
+    request: Request
+
+
 class NewCredentials(NamedTuple):
     """The access keys as they are now; the answer to `CredentialsWanted`.
 
@@ -326,6 +337,12 @@ class Verified(NamedTuple):
     """The last word of a call that compared a file with an object."""
 
     result: VerifyResult
+
+
+class Answered(NamedTuple):
+    """The last word of a call that asked: the last reply, whatever its status."""
+
+    reply: Reply
 
 
 class Failed(NamedTuple):
@@ -538,7 +555,7 @@ _CLASSES: dict[str, Any] = {
         Uploaded, Failed, Logged, OpenUpload, CloseUpload, PartTask, RequestTask, HashTask, Md5Task, Crc64Task,
         PartStoredReply, TaskReplied, HashDone, TaskFailed, InFlight, EngineOptions, FileIdentity, Endpoint, Reply,
         Request, Target, Credentials, SetBandwidth, Allow, CreditWanted, VerifyRequest, VerifyResult, Verified,
-        CompareTask, Compared, CancelTask, FlowState,
+        CompareTask, Compared, CancelTask, FlowState, Ask, Answered,
     )
 }  # fmt: skip
 _FIELDS = {
