@@ -48,7 +48,14 @@ class Verifier:
 
     def __init__(self, credentials: Credentials, region: str | None = None) -> None:
         self._credentials = credentials
+        self._expired: set[str] = set()  # tokens
         self._region = region
+
+    def set_keys(self, credentials: Credentials) -> None:
+        """The account has these from now on; the token that it had before has expired."""
+        if self._credentials.security_token:
+            self._expired.add(self._credentials.security_token)
+        self._credentials = credentials
 
     def verify(self, call: Call, now_s: float) -> None:
         """Marks the call as signed, with the kind of its signature and the promised digest of its body.
@@ -80,8 +87,8 @@ class Verifier:
     def _verify_sha1(self, call: Call, kind: SignatureKind, rest: str, now_s: float) -> None:
         call.kind = kind
         access_key_id, _, signature = rest.strip().partition(":")
-        self._check_access_key(access_key_id)
         self._check_token(call.head.fields.get(f"{call.prefix}security-token"))
+        self._check_access_key(access_key_id)
         fields = call.head.fields
         self._check_skew(_http_time(fields.get(f"{call.prefix}date") or fields.get("date")), now_s)
         self._check_sha1(call, call.head.headers, signature)
@@ -89,8 +96,8 @@ class Verifier:
     def _verify_sha1_query(self, call: Call, now_s: float) -> None:
         """A URL signed in its query: `AccessKeyId` (obs) or `AWSAccessKeyId` (v2), `Expires`, `Signature`."""
         call.kind = "v2" if call.argument("AWSAccessKeyId") is not None else "obs"
-        self._check_access_key(call.argument("AWSAccessKeyId") or call.argument("AccessKeyId") or "")
         self._check_token(call.argument(f"{call.prefix}security-token"))
+        self._check_access_key(call.argument("AWSAccessKeyId") or call.argument("AccessKeyId") or "")
         expires = call.argument("Expires") or ""
         if not (expires.isascii() and expires.isdigit()) or int(expires) < now_s:
             raise Refusal(403, "AccessDenied", "Request has expired.", extra=[("Expires", expires)])
@@ -209,6 +216,8 @@ class Verifier:
         expected = self._credentials.security_token
         if expected is None:
             return
+        if token in self._expired:
+            raise Refusal(400, "ExpiredToken", "The provided token has expired.")
         if token is None or not compare_digest(token.encode(), expected.encode()):
             raise Refusal(403, "InvalidAccessKeyId", "The security token is missing, wrong or expired.")
 

@@ -1,8 +1,8 @@
 """How `LocalObs` speaks to its server: JSON lines in, JSON lines out; the end of the lines ends the server.
 
 The first line brings the secrets, which therefore are on no process list. Each later line is a command and gets one
-answer: {"faults": [...]} -> {"ok": true} or {"error": "sentence"}; {"flush": true} -> {"ok": true} once every request
-answered before is in the log.
+answer: {"faults": [...]} -> {"ok": true} or {"error": "sentence"}; {"keys": [access key, secret key, token]} and
+{"flush": true} -> {"ok": true}, the last once every request answered before is in the log.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from obs_engine.errors import InvalidArgumentError
 from obs_engine.testing.faults import Faults
 from obs_engine.testing.server import Server
+from obs_engine.wire.signing import Credentials
 
 
 def read_secrets(source: int) -> dict[str, Any]:
@@ -87,6 +88,8 @@ class Control:
         try:
             if "faults" in command:
                 self._server.faults = Faults(command["faults"])
+            if "keys" in command:
+                self._server.verifier.set_keys(Credentials(*command["keys"]))
         except InvalidArgumentError as error:
             return {"error": error.message}
         self._server.log.flush()

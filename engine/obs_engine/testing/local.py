@@ -149,6 +149,11 @@ class LocalObs:
         self._ask({"faults": list(rules)})
         self._faults = list(rules)
 
+    def set_keys(self, access_key: str, secret_key: str, security_token: str | None = None) -> None:
+        """The one account has these keys, from the next request on; its token until now has expired."""
+        self._ask({"keys": [access_key, secret_key, security_token]})
+        self.access_key, self.secret_key, self.security_token = access_key, secret_key, security_token
+
     def stop(self) -> None:
         """SIGTERM, and waits for the end. Data, port and log stay for `restart`."""
         if self._process is not None:
