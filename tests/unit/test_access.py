@@ -195,10 +195,10 @@ def test_keys_are_asked_for_in_passing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         caller = Caller(None)
         for now_s[0], asked in ((0.9, []), (1.0, [False]), (5.0, [False])):
-            caller.access.keep_fresh()
+            await caller.access.keep_fresh()
             assert caller.asked == asked
         caller.access.renew(NewCredentials(OLD))
-        caller.access.keep_fresh()
+        await caller.access.keep_fresh()
         assert caller.asked == [False, False]
         assert len(caller.opened) == 1
 

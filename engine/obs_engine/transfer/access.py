@@ -24,6 +24,8 @@ _log = logging.getLogger("obs_engine")
 
 KEYS_FRESH_S = 1.0
 """Keys that were asked for so long ago are asked for again, while requests go on with them."""
+KEYS_OLD_S, KEYS_OLD_ANSWER_S = 5.0, 1.0
+"""A provider's keys that are so old are waited for so long: a part that is refused for them is sent twice."""
 KEYS_ANSWER_S = 60.0
 """So long a caller may take to come by other keys, once those at hand were refused."""
 KEYS_AGAIN_S = 2.0
@@ -68,10 +70,13 @@ class Access:
         self._target = replace(self._target, signature=request.target.signature)
         self._changed()
 
-    def keep_fresh(self) -> None:
-        """Asks for the keys where they are not fresh; waits for nothing."""
-        if self._answer is None and time.monotonic() - self._asked_s >= KEYS_FRESH_S:
+    async def keep_fresh(self) -> None:
+        """Asks for the keys where they are not fresh; waits for them only where they are old, and not for long."""
+        age_s = time.monotonic() - self._asked_s
+        if self._answer is None and age_s >= KEYS_FRESH_S:
             self._ask(is_refused=False)
+        if self._answer is not None and self._may_change and age_s >= KEYS_OLD_S:
+            await asyncio.wait({self._answer}, timeout=KEYS_OLD_ANSWER_S)
 
     def renew(self, answer: NewCredentials) -> None:
         """The caller's answer."""
@@ -136,18 +141,20 @@ class Access:
         """
         patience_s = self._request.engine.keys_wait_s if is_patient and self.keys_have_worked else 0.0
         until_s = time.monotonic() + patience_s
-        while self.version == version:
+        # Why also where they have changed since: a request may take longer than its keys live, and those after it, too.
+        while self.version == version or time.monotonic() - self._asked_s >= KEYS_FRESH_S:
             answer = self._answer or self._ask(is_refused=True)
             try:
                 # Why shielded: others wait for the same answer.
                 await asyncio.wait_for(asyncio.shield(answer), KEYS_ANSWER_S)
             except asyncio.TimeoutError:
                 return False
-            if self.version == version:
-                if not self._may_change or time.monotonic() >= until_s:
-                    return False
-                self._tell_of_pause(version, patience_s)
-                await asyncio.sleep(KEYS_AGAIN_S)
+            if self.version != version:
+                return True
+            if not self._may_change or time.monotonic() >= until_s:
+                return False
+            self._tell_of_pause(version, patience_s)
+            await asyncio.sleep(KEYS_AGAIN_S)
         return True
 
     def _tell_of_pause(self, version: int, patience_s: float) -> None:

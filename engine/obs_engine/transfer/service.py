@@ -377,7 +377,7 @@ class Service:
         throttled, accepted = 0, session.flow.accepted
         is_fresh = False
         while True:
-            access.keep_fresh()
+            await access.keep_fresh()
             version = access.version
             try:
                 sending = session.compute(make_task) if is_local else self._sent(make_task, part_bytes, is_fresh)
