@@ -13,10 +13,10 @@ any client here (the raw row of `first_light` shows it). Signatures are not look
     POST /-/rough    JSON, what makes it a rough service (`Rough`), for connections and requests from now on
 
 A part of a key without such a table gets one and the same ETag: a client that checks it against its bytes will object,
-and has to be told not to look, or the sink be told the right answers before. A CRC-64 that comes with a part or with
-Complete is said to be right: the reply shows it. The object's ETag is computed as the service does, from the parts that
-Complete names. Of the parts, the lengths alone are kept, until the next Initiate of their key: ListParts tells them,
-so that an upload can be continued.
+and has to be told not to look, or the sink be told the right answers before. A PutObject gets what its Content-MD5
+says. A CRC-64 that comes with a part or with Complete is said to be right: the reply shows it. The object's ETag is
+computed as the service does, from the parts that Complete names. Of the parts, the lengths alone are kept, until the
+next Initiate of their key: ListParts tells them, so that an upload can be continued.
 
 With `--tls` there is a second port, whose certificate is made at the start and whose authority is written to
 FOLDER/ca.pem. Bodies are decrypted there, into one buffer that nobody looks at: the sink then uses as much of a core as
@@ -26,6 +26,7 @@ the client does, and may be the slower one. What it uses is not the client's.
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import heapq
 import itertools
@@ -194,6 +195,7 @@ class Connection:
         self.method = ""
         self.path = ""
         self.crc64: tuple[str, str] | None = None
+        self.md5 = ""
         self.size = 0
         self.left = 0
         self.kept: bytearray | None = None
@@ -350,6 +352,7 @@ class Sink:
             raise ValueError("no client here sends chunks")
         connection.size = connection.left = int(headers.get("content-length", "0") or "0")
         connection.operation = operation_of(connection.method, connection.path)
+        connection.md5 = base64.b64decode(headers.get("content-md5", "")).hex()
         connection.crc64 = next(((name, headers[name]) for name in headers if name.endswith(_CRC64)), None)
         is_kept = connection.operation in ("Complete", "Control")
         if is_kept and connection.left > _KEPT_BODY_MAX_BYTES:
@@ -428,7 +431,7 @@ class Sink:
         connection.left -= size
         if connection.kept is not None:
             connection.kept += data
-        elif connection.operation == "UploadPart":
+        elif connection.operation in ("UploadPart", "PutObject"):
             if self.stats.first_part_body_ns is None:
                 self.stats.first_part_body_ns = now_ns
             self.stats.body_bytes += size
@@ -454,7 +457,9 @@ class Sink:
             self._lengths[key] = {}
             names = f"<Bucket>{escape(bucket)}</Bucket><Key>{escape(key)}</Key>"
             return "200 OK", _XML, _xml("InitiateMultipartUploadResult", f"{names}<UploadId>{UPLOAD_ID}</UploadId>")
-        if operation in ("UploadPart", "PutObject"):
+        if operation == "PutObject":
+            return "200 OK", [f'ETag: "{connection.md5 or PART_ETAG}"', *_shown(connection.crc64)], b""
+        if operation == "UploadPart":
             return self._reply_to_part(connection)
         if operation == "Complete":
             digests = [bytes.fromhex(found.decode()) for found in _PART_IN_XML.findall(connection.kept or b"")]

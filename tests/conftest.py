@@ -17,6 +17,14 @@ settings.load_profile("same")
 _names = itertools.count(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_profile_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The command reads profiles where there are some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def server_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     from obs_engine.testing import LocalObs

@@ -92,7 +92,8 @@ class Door:
 
     def _keep(self, connection: socket.socket) -> None:
         with self._lock:
-            self._open.add(connection)
+            # Why those that are closed go: a door may stand for hours.
+            self._open = {kept for kept in self._open if kept.fileno() >= 0} | {connection}
             if self._is_closed:
                 connection.close()
 
@@ -104,7 +105,7 @@ class Door:
                 self.connections += 1
                 self._keep(client)
                 thread = threading.Thread(target=self._serve, args=(self.connections, client))
-                self._threads.append(thread)
+                self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
                 thread.start()
 
     def _serve(self, number: int, client: socket.socket) -> None:
@@ -265,7 +266,8 @@ class Trouble(NamedTuple):
     """What goes wrong with a connection.
 
     Attributes:
-        kind: "reset" (RST), "stall" (nothing passes any more), "truncate" (FIN), or "delay" (a pause).
+        kind: "reset" (RST), "truncate" (FIN), "stall" (nothing passes any more, until the client leaves), or "delay" (a
+            pause).
         way: "up" (to the server) or "down", of which so many bytes are passed on before.
     """
 
@@ -274,29 +276,37 @@ class Trouble(NamedTuple):
     after_bytes: int
 
 
-class RoughRelay(Door):
-    """Passes bytes on, TLS or not, to a server of this machine; a share of its connections gets into trouble.
+DELAY_S = 0.05
+_FAR_BYTES = {"up": 400_000, "down": 4_000}
+"""Trouble comes before so many bytes, and rather early: in a handshake, a head, a reply."""
+
+
+class RoughRelay(Relay):
+    """Passes bytes on to a server of this machine, as `Relay` does; a share of its connections gets into trouble.
 
     Which, of what kind and when comes from the seed and the number of the connection: the same in every run, as far as
-    connections are opened in the same order.
+    connections are opened in the same order. Bytes are counted as they are after TLS where it ends here.
 
     Args:
         port: of the server.
         kinds: of trouble.
         share: of the connections, 0-1.
+        tls: as of `Relay`.
 
     Attributes:
         sent_bytes: by clients, and passed on.
+        returned_bytes: to clients.
         troubles: what has happened.
     """
 
-    def __init__(self, port: int, seed: int, kinds: Sequence[str], share: float = 0.3) -> None:
-        self._to = port
+    def __init__(
+        self, port: int, seed: int, kinds: Sequence[str], share: float = 0.3, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._seed, self._kinds, self._share = seed, tuple(kinds), share
         self._is_over = threading.Event()
-        self.sent_bytes = 0
+        self.sent_bytes = self.returned_bytes = 0
         self.troubles: list[Trouble] = []
-        super().__init__()
+        super().__init__(port, tls)
 
     def trouble(self, number: int) -> Trouble | None:
         """Of the connection with this number."""
@@ -304,13 +314,13 @@ class RoughRelay(Door):
         if rng.random() >= self._share:
             return None
         way = rng.choice(["up", "down"])
-        return Trouble(rng.choice(self._kinds), way, int(rng.paretovariate(0.3)) % (400_000 if way == "up" else 4_000))
+        return Trouble(rng.choice(self._kinds), way, int(rng.paretovariate(0.3)) % _FAR_BYTES[way])
 
-    def serve(self, number: int, client: socket.socket) -> None:
+    def serve_plainly(self, number: int, client: socket.socket) -> None:
         with self.connect(self._to) as server:
             pending, passed = self.trouble(number), {"up": 0, "down": 0}
             while True:
-                for ready in select.select([client, server], [], [])[0]:
+                for ready in _readable(client, server):
                     way, to = ("up", server) if ready is client else ("down", client)
                     is_due = pending is not None and pending.way == way
                     limit = pending.after_bytes - passed[way] if pending is not None and is_due else RECEIVE_BYTES
@@ -319,23 +329,30 @@ class RoughRelay(Door):
                         return
                     to.sendall(data)
                     passed[way] += len(data)
-                    self.sent_bytes += len(data) if way == "up" else 0
+                    self._count(way, len(data))
                     if pending is not None and is_due and passed[way] >= pending.after_bytes:
                         self.troubles.append(pending)
                         if not self._goes_on(pending, client):
                             return
                         pending = None
 
+    def _count(self, way: str, size: int) -> None:
+        with self._lock:
+            self.sent_bytes += size if way == "up" else 0
+            self.returned_bytes += size if way == "down" else 0
+
     def _goes_on(self, trouble: Trouble, client: socket.socket) -> bool:
         """Makes it happen; does the connection live on?"""
         if trouble.kind == "delay":
-            return not self._is_over.wait(0.05)
-        if trouble.kind == "stall":
-            watch = select.poll()
-            watch.register(client, select.POLLRDHUP)
-            watch.poll()  # until the client leaves, or this door closes
-        elif trouble.kind == "reset":
+            return not self._is_over.wait(DELAY_S)
+        if trouble.kind == "reset":
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return False
+        if trouble.kind == "truncate":
+            client.shutdown(socket.SHUT_WR)  # Why not closed at once: what was not read would make a reset of it.
+        watch = select.poll()
+        watch.register(client, select.POLLRDHUP)
+        watch.poll()  # until the client leaves, or this door closes
         return False
 
     def close(self) -> None:
@@ -343,11 +360,16 @@ class RoughRelay(Door):
         super().close()
 
 
+def _readable(client: socket.socket, server: socket.socket) -> list[socket.socket]:
+    """Those of both that have something to read, or have ended."""
+    held = isinstance(client, ssl.SSLSocket) and client.pending()
+    return [client] if held else select.select([client, server], [], [])[0]
+
+
 def pump(client: socket.socket, server: socket.socket, heard: bytearray) -> None:
     """Passes bytes both ways until one side ends."""
     while True:
-        held = isinstance(client, ssl.SSLSocket) and client.pending()
-        for ready in [client] if held else select.select([client, server], [], [])[0]:
+        for ready in _readable(client, server):
             data = ready.recv(RECEIVE_BYTES)
             if not data:
                 return

@@ -19,7 +19,7 @@ FLOORS = {
     "wire": 1, "checkpoint": 1, "source": 1, "options": 1, "digests": 1, "models": 1, "log_conf": 1, "log_file": 1,
     "transfer": 2, "credentials": 2,
     "settings": 3, "results": 3,
-    "arguments": 4,
+    "arguments": 4, "many_files": 4,
     "client": 5,
     "accelerate": 6,
     "__init__": 7, "bulk": 7, "testing": 7,
@@ -28,7 +28,7 @@ FLOORS = {
 }  # fmt: skip
 # Which rooms may go through which door to the outside. `testing` is a server of its own, with its own doors.
 KEEPERS = {
-    "pycurl": {"transfer/transport.py"},
+    "pycurl": {"transfer/transport.py", "cli/machine.py"},  # machine: only to say which libcurl it is
     "mmap": {"source"},
     "fcntl": {"checkpoint/disk.py"},
     "hmac": {"wire/signing.py"},
@@ -40,7 +40,7 @@ KEEPERS = {
         "transfer/worker.py", "transfer/checkpoint_file.py", "transfer/bandwidth.py", "transfer/pace.py",
         "transfer/verification.py", "transfer/flow.py", "transfer/tail.py", "transfer/resolver.py",
         "transfer/transport.py",
-        "client.py", "credentials/source.py", "credentials/keeper.py", "credentials/asking.py", "cli",
+        "client.py", "many_files.py", "credentials/source.py", "credentials/keeper.py", "credentials/asking.py", "cli",
     },
     "subprocess": {"transfer/launch.py", "cli"},
     "asyncio": {
@@ -48,6 +48,7 @@ KEEPERS = {
         "transfer/access.py", "transfer/checkpoint_file.py", "transfer/progress.py",
         "transfer/bandwidth.py", "transfer/content_tree.py", "transfer/pace.py", "transfer/proof.py",
         "transfer/gate.py", "transfer/concurrency.py", "transfer/tail.py", "transfer/resolver.py",
+        "transfer/small_files.py",
     },
     "xml": {"wire/xml.py"},
     "click": {"cli"},

@@ -25,6 +25,7 @@ from obs_engine.errors import (
     UploadCancelledError,
 )
 from obs_engine.log_conf import LogConf
+from obs_engine.many_files import FileResult, FileToUpload
 from obs_engine.models import (
     ClientVerify,
     CompleteMultipartUploadResponse,
@@ -51,6 +52,8 @@ __all__ = [
     "EngineOptions",
     "ExtensionGrant",
     "ExtensionHeader",
+    "FileResult",
+    "FileToUpload",
     "FlowState",
     "GetResult",
     "HeadPermission",

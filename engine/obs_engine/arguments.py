@@ -94,27 +94,56 @@ def read_arguments(
         record = _path("checkpointFile", checkpoint_file) if checkpoint_file else path + RECORD_SUFFIX
         if os.path.realpath(record) == os.path.realpath(path):
             raise InvalidArgumentError("checkpointFile", "another file than uploadFile", record)
+    return _request(
+        settings, credentials, path=path, bucket=bucket, key=key, part_size_bytes=part_size, task_num=tasks,
+        checkpoint_file=record, is_default_record=not checkpoint_file, is_checksum=bool(is_checksum),
+        is_crc64=bool(is_crc64), dialects=dialects, encoding_type=encoding_type, shows_progress=callback is not None,
+    )  # fmt: skip
+
+
+def read_bucket_arguments(
+    settings: Settings, credentials: Credentials, *, bucket: Any, task_num: Any = 1, metadata: Any = None,
+    headers: Any = None, extensions: Any = None, is_crc64: Any = False,
+) -> UploadRequest:  # fmt: skip
+    """Checks what is said of a bucket, and of all objects that are put there; see `ObsClient.uploadFiles`.
+
+    Returns:
+        A request as of an upload without file and key. Of its headers, those of parts are those of whole objects; their
+        type is left to each key, where none is given for all.
+
+    Raises:
+        InvalidArgumentError: which argument, what was expected.
+    """
+    bucket = "" if settings.target.addressing == "cname" and not bucket else _bucket(bucket)
+    tasks = _task_num(task_num)
+    _check_metadata(metadata)
+    extensions = _extensions(extensions)
+    grants = _grants(field_of(headers, "extensionGrants"))
+    found = (_dialect(kind, "", metadata, headers, grants, extensions) for kind in settings.signatures)
+    dialects = tuple(dialect._replace(initiate=(), part=(*dialect.initiate, *dialect.part)) for dialect in found)
+    return _request(
+        settings, credentials, path="", bucket=bucket, key="", part_size_bytes=0, task_num=tasks, checkpoint_file=None,
+        is_default_record=False, is_checksum=False, is_crc64=bool(is_crc64), dialects=dialects, encoding_type=None,
+        shows_progress=False,
+    )  # fmt: skip
+
+
+def _request(
+    settings: Settings, credentials: Credentials, *, task_num: int, is_crc64: bool, **fields: Any
+) -> UploadRequest:
+    """A call's own fields with those of its client."""
     return UploadRequest(
         caller_pid=os.getpid(),
-        path=path,
-        bucket=bucket,
-        key=key,
         target=settings.target,
         credentials=credentials,
-        part_size_bytes=part_size,
-        task_num=tasks,
-        checkpoint_file=record,
-        is_default_record=not checkpoint_file,
-        is_checksum=bool(is_checksum),
-        is_crc64=bool(is_crc64) or settings.engine.verify == "crc64",
-        dialects=dialects,
-        encoding_type=encoding_type,
+        task_num=task_num,
+        is_crc64=is_crc64 or settings.engine.verify == "crc64",
         max_retry_count=settings.max_retry_count,
         max_redirect_count=settings.max_redirect_count,
-        transport=settings.transport_for(tasks),
+        transport=settings.transport_for(task_num),
         engine=settings.engine,
         log_level=_log.getEffectiveLevel(),
-        shows_progress=callback is not None,
+        **fields,
     )
 
 

@@ -9,14 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
-from obs_engine.arguments import VERIFY_TASK_NUM_DEFAULT, Against, read_arguments, read_verify_arguments
+from obs_engine.arguments import (
+    VERIFY_TASK_NUM_DEFAULT,
+    Against,
+    read_arguments,
+    read_bucket_arguments,
+    read_verify_arguments,
+)
 from obs_engine.credentials import CredentialSource
 from obs_engine.errors import CredentialsError, InvalidArgumentError, ObsEngineError
 from obs_engine.limits import PART_SIZE_DEFAULT_BYTES
+from obs_engine.many_files import FileResult, FilesProgressCallback, FileToUpload, upload_many
 from obs_engine.models import GetResult
 from obs_engine.options import EngineOptions
 from obs_engine.results import result_of
@@ -25,16 +32,16 @@ from obs_engine.transfer.launch import Call, Launcher
 from obs_engine.transfer.messages import (
     Answered,
     Ask,
+    Asked,
     CredentialsWanted,
     Failed,
     Logged,
     NewCredentials,
     Progress,
+    PutFiles,
     SetBandwidth,
     Uploaded,
-    UploadRequest,
     Verified,
-    VerifyRequest,
     VerifyResult,
 )
 from obs_engine.wire.replies import Reply
@@ -201,16 +208,73 @@ class ObsClient:
             ServiceError, TransportError, IntegrityError, JournalError, EngineDiedError: the upload failed. With a
                 checkpoint its progress is kept, and the same call continues it.
         """
-        credentials = self._source.current()
-        request = read_arguments(
-            self._settings, credentials, bucket=bucketName, key=objectKey, upload_file=uploadFile, part_size=partSize,
+        return self._upload(
+            progressCallback, bucket=bucketName, key=objectKey, upload_file=uploadFile, part_size=partSize,
             task_num=taskNum, is_checkpoint=enableCheckpoint, checkpoint_file=checkpointFile, is_checksum=checkSum,
-            metadata=metadata, callback=progressCallback, headers=headers, extensions=extensionHeaders,
-            encoding_type=encoding_type, is_crc64=isAttachCrc64,
+            metadata=metadata, headers=headers, extensions=extensionHeaders, encoding_type=encoding_type,
+            is_crc64=isAttachCrc64,
         )  # fmt: skip
-        done = self._last_word(request, credentials, progressCallback)
-        assert isinstance(done, Uploaded)
-        return result_of(done.reply, done.report, request.target, request.bucket, request.key)
+
+    def uploadFiles(
+        self,
+        bucketName: str,
+        files: Iterable[FileToUpload | tuple[str, str]],
+        partSize: float = PART_SIZE_DEFAULT_BYTES,
+        taskNum: int = 32,
+        checkpointFolder: str | os.PathLike[str] | None = None,
+        checkSum: bool = False,
+        metadata: Mapping[str, object] | None = None,
+        headers: Any = None,
+        extensionHeaders: Any = None,
+        isAttachCrc64: bool = False,
+        progressCallback: FilesProgressCallback | None = None,
+    ) -> Iterator[FileResult]:
+        """Uploads many files, and yields the result of each as it comes, in any order.
+
+        A file smaller than a part goes as one request, many files at a time; a larger one as `uploadFile` does it, a
+        few at a time. A file that fails is a result like the others, and fails nobody else. Leaving the iterator cancels
+        what is under way; with `checkpointFolder`, the progress of large files is kept.
+
+        Args:
+            bucketName: 3-63 characters.
+            files: `FileToUpload`, or pairs of a path and a key. Read in the calling thread as there is room, so it may
+                be of any length: a walk over a tree of millions.
+            partSize: bytes; from this size on a file goes in parts.
+            taskNum: small files and parts of one large file in flight at most, 1-10000. What all of them together may
+                have is `EngineOptions.max_connections`.
+            checkpointFolder: where the journals of large files are kept while they are under way; None for no journals.
+            checkSum: as of `uploadFile`, for large files.
+            metadata, headers, extensionHeaders: as of `uploadFile`, the same for all objects. The type of an object's
+                content comes from its key, where `headers` name none.
+            isAttachCrc64: send the CRC-64 of each file and part.
+            progressCallback: called in the calling thread with (path, bytes stored of it, its size) of large files.
+
+        Returns:
+            An iterator of `FileResult`.
+
+        Raises:
+            InvalidArgumentError, CredentialsError: before anything is started; and while files are read, one that is no
+                pair.
+            ServiceError, TransportError, EngineDiedError: nothing can be sent at all.
+        """
+        credentials = self._source.current()
+        request = read_bucket_arguments(
+            self._settings, credentials, bucket=bucketName, task_num=taskNum, metadata=metadata, headers=headers,
+            extensions=extensionHeaders, is_crc64=isAttachCrc64,
+        )  # fmt: skip
+
+        def upload_large(file: FileToUpload, record: str | None, callback: Any, on_call: Any) -> GetResult:
+            return self._upload(
+                callback, on_call, bucket=bucketName, key=file.key, upload_file=file.path, part_size=partSize,
+                task_num=taskNum, is_checkpoint=record is not None, checkpoint_file=record, is_checksum=checkSum,
+                metadata=metadata, headers=headers, extensions=extensionHeaders, encoding_type=None,
+                is_crc64=isAttachCrc64,
+            )  # fmt: skip
+
+        return upload_many(
+            files, lambda: self._launcher.call(PutFiles(request)), lambda call: self._heard(call, credentials),
+            upload_large, part_size_bytes=int(partSize), checkpoint_folder=checkpointFolder, callback=progressCallback,
+        )  # fmt: skip
 
     def verifyFile(
         self,
@@ -336,40 +400,59 @@ class ObsClient:
             ObsEngineError: none came.
         """
         credentials = self._source.current()
-        settings = replace(self._settings, engine=replace(self._settings.engine, adopt=False))
-        # Why this module's file: the arguments are those of an upload, which has one. Nobody opens it.
-        upload = read_arguments(
-            settings, credentials, bucket=request.bucket, key=request.key or "-", upload_file=__file__,
-            part_size=PART_SIZE_DEFAULT_BYTES, task_num=1, is_checkpoint=False, checkpoint_file=None,
-            is_checksum=False, metadata=None, callback=None, headers=None, extensions=None, encoding_type=None,
-            is_crc64=False,
-        )  # fmt: skip
+        upload = read_bucket_arguments(self._settings, credentials, bucket=request.bucket)
         done = self._last_word(Ask(upload, request), credentials, None)
         assert isinstance(done, Answered)
         return done.reply
 
+    def _upload(
+        self, callback: ProgressCallback | None, on_call: Callable[[Call], object] | None = None, **arguments: Any
+    ) -> GetResult:
+        """One upload of a file, with the arguments of `read_arguments`."""
+        credentials = self._source.current()
+        request = read_arguments(self._settings, credentials, callback=callback, **arguments)
+        done = self._last_word(request, credentials, callback, on_call)
+        assert isinstance(done, Uploaded)
+        return result_of(done.reply, done.report, request.target, request.bucket, request.key)
+
     def _last_word(
-        self, request: UploadRequest | VerifyRequest | Ask, credentials: Credentials, callback: ProgressCallback | None
-    ) -> Uploaded | Verified | Answered:
+        self, request: Asked, credentials: Credentials, callback: ProgressCallback | None,
+        on_call: Callable[[Call], object] | None = None,
+    ) -> Any:  # fmt: skip
         """Runs a call to its end, and passes on what is said meanwhile.
+
+        Args:
+            on_call: gets the call as it begins, for another thread to cancel it.
 
         Raises:
             ObsEngineError: it failed.
         """
         progress = _ProgressTeller(callback)
-        with self._launcher.call(request) as call:  # type: ignore[arg-type]
-            for message in call.messages():
+        with self._launcher.call(request) as call:
+            if on_call is not None:
+                on_call(call)
+            for message in self._heard(call, credentials):
                 if isinstance(message, Progress):
                     progress.tell(message)
-                elif isinstance(message, Logged):
-                    _log.log(message.level, "%s", message.text)
-                elif isinstance(message, CredentialsWanted):
-                    credentials = self._say_credentials(call, credentials, is_refused=message.is_refused)
-                elif isinstance(message, Failed):
-                    raise message.error.error()
-                elif isinstance(message, (Uploaded, Verified, Answered)):
+                else:
                     return message
         _unreachable()
+
+    def _heard(self, call: Call, credentials: Credentials) -> Iterator[Any]:
+        """What a call says, but for what is answered here: log lines, questions for keys, failures.
+
+        Raises:
+            ObsEngineError: it failed.
+        """
+        for message in call.messages():
+            if isinstance(message, Logged):
+                _log.log(message.level, "%s", message.text)
+            elif isinstance(message, CredentialsWanted):
+                credentials = self._say_credentials(call, credentials, is_refused=message.is_refused)
+            elif isinstance(message, Failed):
+                raise message.error.error()
+            else:
+                yield message
 
     def _say_credentials(self, call: Call, known: Credentials, *, is_refused: bool) -> Credentials:
         """Answers the coordinator's question with the keys as they are now, or, where none can be had, with the old."""

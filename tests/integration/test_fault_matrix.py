@@ -1,21 +1,22 @@
 """Every row of the policy, driven by a service that fails and by a network that does.
 
-0 wrong objects, 0 lost uploads; what was sent more than once is printed.
+0 wrong objects, 0 lost uploads; what was sent more than once is printed. Other places have the wrong clock that is set
+right (test_rough_network), and tokens that expire (test_credentials).
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 
-from harness import make_file, object_of
+from harness import acknowledged, is_equal, make_file
 from obs_engine import ObsClient, ObsEngineError, ServiceError, TransportError
 from obs_engine.testing import LocalObs
 from obs_engine.wire.policy import FAILURES, REPEATING, REPLIES, Action, FailureRow, ReplyRow, reply_row
@@ -25,10 +26,14 @@ pytestmark = pytest.mark.timeout(110)
 
 BUCKET = "matrix"
 PART = 102_400
-PARTS = 12
-SEEDS = 60
-"""Of the soak; the suite runs one of each kind."""
+PARTS, TASKS = 12, 3
+MET = 11
+"""The part that meets a reply: a late one, so that what was stored before is something to lose."""
 KINDS = "reset", "stall", "truncate", "delay"
+SEEDS = {"reset": (5, 14), "stall": (8,), "truncate": (14,), "delay": (14,)}
+"""Of the suite: those whose first connections fail, in all sorts of places. Why one of stalls: libcurl takes its speed
+over five seconds, so that a stall costs those and the time-out."""
+SOAK_SEEDS, SOAK_MIXED_SEEDS = range(10), range(60)
 
 
 def silent(*_: Any) -> None:
@@ -84,10 +89,12 @@ def secured(authority: tuple[trustme.CA, Path]) -> Iterator[LocalObs]:
 
 
 @pytest.fixture(params=WAYS)
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     is_tls, callback = request.param[0] == "tls", request.param[1]
     server: LocalObs = request.getfixturevalue("secured" if is_tls else "plain")
     folder = request.getfixturevalue("authority")[1] if is_tls else None
+    if folder:
+        monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))  # for those who look at the object
     yield World(server, "https" if is_tls else "http", str(folder / "ca.pem") if folder else "", callback)
     server.set_faults([])
     server.clear_requests()
@@ -99,15 +106,11 @@ def source(tmp_path: Path) -> Path:
 
 
 def send(world: World, client: ObsClient, key: str, source: Path) -> Any:
-    return client.uploadFile(BUCKET, key, str(source), PART, 3, True, progressCallback=world.callback)
+    return client.uploadFile(BUCKET, key, str(source), PART, TASKS, True, progressCallback=world.callback)
 
 
 def is_right(world: World, key: str, source: Path) -> bool:
-    if world.scheme == "http":
-        found = object_of(world.server, BUCKET, key)
-        return hashlib.sha256(found).digest() == hashlib.sha256(source.read_bytes()).digest()
-    with world.client() as client:
-        return client.verifyFile(BUCKET, key, str(source), "content").is_equal
+    return is_equal(world.server, BUCKET, key, source)
 
 
 # --- replies ----------------------------------------------------------------------------------------------------
@@ -136,11 +139,12 @@ def test_every_row_of_replies_has_faults() -> None:
 def test_replies(world: World, source: Path, row: ReplyRow) -> None:
     """Each is met once by a part: what passes passes, and what does not is told, and lost is nothing."""
     here = f"{world.scheme}://127.0.0.1:{world.server.port}"
-    for number, fault in enumerate(faults_of(row)):
+    faults = faults_of(row)
+    for number, fault in enumerate(faults if world.scheme == "http" else faults[:1]):  # TLS knows no codes
         key = f"{row.label} {number}"
         back = {"headers": {"Location": f"{here}/{BUCKET}/"}}  # where a redirect leads
         cause = {"delay_s": 0.001} if row.action is Action.TAKE else fault | back  # a success comes of itself
-        world.server.set_faults([{"operation": "UploadPart", "part_number": 5, "times": 1, **cause}])
+        world.server.set_faults([{"operation": "UploadPart", "part_number": MET, "times": 1, **cause}])
         with world.client() as client:
             if row.action in REPEATING or row.action in (Action.TAKE, Action.FOLLOW):
                 result = send(world, client, key, source)
@@ -149,12 +153,42 @@ def test_replies(world: World, source: Path, row: ReplyRow) -> None:
                 with pytest.raises(ServiceError) as raised:
                     send(world, client, key, source)
                 assert raised.value.status == fault["status"]
-                assert raised.value.part_number == 5
+                assert raised.value.part_number == MET
                 world.server.set_faults([])
                 result = send(world, client, key, source)
-                assert result.report.parts_resumed >= 2, "what was stored is not sent again"
+                assert result.report.parts_resumed >= MET - TASKS, "what was stored is not sent again"
         assert result.status == 200
         assert is_right(world, key, source), fault
+
+
+class ManyKeys:
+    """A provider that has other keys each time it is asked: a server without tokens takes any."""
+
+    def __init__(self, server: LocalObs) -> None:
+        self._server, self._numbers = server, itertools.count(1)
+
+    def get_credentials(self) -> dict[str, str]:
+        server = self._server
+        return {
+            "accessKey": server.access_key, "secretKey": server.secret_key,
+            "securityToken": f"token-{next(self._numbers)}",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.values[0].action in (Action.AWAIT_KEYS, Action.RENEW_KEYS)])
+def test_replies_that_other_keys_help(world: World, source: Path, row: ReplyRow) -> None:
+    """Where a provider has others: one call, and none of its tries was lost for it."""
+    faults = [{"operation": "UploadPart", "part_number": number, "times": 1, **fault}
+              for number, fault in enumerate(faults_of(row), 3)]  # fmt: skip
+    world.server.set_faults(faults)
+    with ObsClient(
+        server=world.server.url, ssl_verify=world.authority or True, max_retry_count=0,
+        security_providers=[ManyKeys(world.server)], security_provider_policy="ManyKeys",
+    ) as client:  # fmt: skip
+        result = send(world, client, row.label, source)
+    assert result.status == 200
+    assert result.report.part_attempts == PARTS + 1 + len(faults)
+    assert is_right(world, row.label, source)
 
 
 # --- transfers without a reply ------------------------------------------------------------------------------------
@@ -242,9 +276,16 @@ def test_failures(world: World, source: Path, row: FailureRow) -> None:
 # --- a network that fails ---------------------------------------------------------------------------------------
 
 
-def through_a_rough_network(world: World, source: Path, kinds: tuple[str, ...], seed: int) -> None:
+def through_a_rough_network(
+    world: World, source: Path, kinds: Sequence[str], seed: int, tls: ssl.SSLContext | None = None
+) -> None:
+    """As often as it takes, 5 calls at most; the object is the file, and what was sent twice has a reason."""
     key, calls = f"{'-'.join(kinds)}-{seed}", 0
-    with RoughRelay(world.server.port, seed, kinds) as relay, world.client(relay.port) as client:
+    scheme = "https" if tls else world.scheme
+    with (
+        RoughRelay(world.server.port, seed, kinds, tls=tls) as relay,
+        world.client(relay.port, server=f"{scheme}://127.0.0.1:{relay.port}") as client,
+    ):
         while True:
             calls += 1
             try:
@@ -255,8 +296,8 @@ def through_a_rough_network(world: World, source: Path, kinds: tuple[str, ...], 
                     raise
         size = source.stat().st_size
         extra = relay.sent_bytes - size
-        print(f"seed {seed}, {world.scheme}, {kinds}: {len(relay.troubles)} troubles, {relay.connections} connections, "
-              f"{calls} calls, {extra} bytes beyond the file's {size}")  # fmt: skip
+        print(f"seed {seed}, {scheme}, {', '.join(kinds)}: {len(relay.troubles)} troubles, {calls} calls, "
+              f"{relay.connections} connections, {extra} bytes beyond the file's {size}, {relay.returned_bytes} back")
         assert result.status == 200
         again = [trouble for trouble in relay.troubles if trouble.kind != "delay"]
         sent_again = len(again) + result.report.parts_doubled
@@ -264,15 +305,64 @@ def through_a_rough_network(world: World, source: Path, kinds: tuple[str, ...], 
     assert is_right(world, key, source)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_rough_network(world: World, source: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "seed"), [(kind, seed) for kind in KINDS for seed in SEEDS[kind]])
+def test_a_rough_network(world: World, source: Path, kind: str, seed: int) -> None:
     """A share of the connections get into trouble, at any byte of their handshake, requests or replies."""
-    through_a_rough_network(world, source, (kind,), 14)  # whose first three connections fail, in all sorts of places
+    through_a_rough_network(world, source, (kind,), seed)
+
+
+@pytest.mark.parametrize("kind", ["reset", "truncate"])
+def test_a_rough_network_inside_of_tls(
+    plain: LocalObs, authority: tuple[trustme.CA, Path], source: Path, kind: str
+) -> None:
+    """TLS ends at who fails: at any byte of what HTTP says."""
+    made, folder = authority
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.issue_cert("127.0.0.1").configure_cert(context)
+    world = World(plain, "http", str(folder / "ca.pem"), silent)
+    for seed in SEEDS[kind]:
+        through_a_rough_network(world, source, (kind,), seed, context)
+
+
+class Breaking(RoughRelay):
+    """Each connection gets into trouble, until all is well."""
+
+    is_well = False
+
+    def trouble(self, number: int) -> Trouble | None:
+        # Why early on later ones: what fails on a kept connection, libcurl sends once more on a new one, unasked.
+        return None if self.is_well else Trouble(self._kinds[0], "up", 250_000 if number <= 3 else 50_000)
+
+
+@pytest.mark.parametrize("kind", ["reset", "truncate", pytest.param("stall", marks=pytest.mark.soak)])
+def test_an_upload_that_a_network_ended_loses_nothing(world: World, source: Path, kind: str) -> None:
+    """The call fails, and says that it may be repeated; the next one sends what the service does not have, no more."""
+    key = f"ended-{kind}"
+    with Breaking(world.server.port, 0, [kind]) as relay, world.client(relay.port, max_retry_count=0) as client:
+        with pytest.raises(TransportError) as raised:
+            send(world, client, key, source)
+        assert raised.value.is_retryable
+        assert raised.value.checkpoint_file
+        relay.is_well = True
+        stored = acknowledged(world.server, key)
+        assert stored, "the trouble came too early to show anything"
+        world.server.clear_requests()
+        result = send(world, client, key, source)
+        assert result.status == 200
+        assert result.report.parts_resumed == len(stored)
+        assert not stored & acknowledged(world.server, key)
+        assert world.server.requests("Initiate") == []
+    assert is_right(world, key, source)
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
-def test_a_rough_network_of_every_kind(world: World, source: Path) -> None:
-    """Many seeds, all kinds mixed."""
-    for seed in range(SEEDS):
-        through_a_rough_network(world, source, KINDS, seed)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("kinds", "seeds"),
+    [*(((kind,), SOAK_SEEDS) for kind in KINDS), (KINDS, SOAK_MIXED_SEEDS)],
+    ids=[*KINDS, "mixed"],
+)
+def test_a_rough_network_of_many_seeds(world: World, source: Path, kinds: tuple[str, ...], seeds: range) -> None:
+    """Each kind alone, and all of them mixed."""
+    for seed in seeds:
+        through_a_rough_network(world, source, kinds, seed)

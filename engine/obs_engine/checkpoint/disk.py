@@ -39,6 +39,16 @@ class Disk:
             return False
         return True
 
+    def share(self, fd: int) -> bool:
+        """Takes the lock of an open file together with others who only look; False where a writer has it."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            return False
+        return True
+
     def is_at(self, fd: int, path: str) -> bool:
         """Does `path` still lead to this open file?"""
         with contextlib.suppress(FileNotFoundError):

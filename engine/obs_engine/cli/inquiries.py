@@ -7,6 +7,7 @@ nothing here needs, and a drop-in by half would be worse than none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from obs_engine.client import ObsClient
@@ -74,7 +75,9 @@ def stored_of(ask: Ask, bucket: str, upload: ListedUpload) -> Stored | None:
     parts = size_bytes = marker = 0
     what = f"ListParts of {bucket}/{upload.key}"
     while True:
-        reply = ask(requests.list_parts(bucket, upload.key, upload.upload_id, marker))
+        # Why encoded: the reply repeats the key, and a control character in it would be no XML.
+        page_wanted = requests.list_parts(bucket, upload.key, upload.upload_id, marker)
+        reply = ask(replace(page_wanted, query=(*page_wanted.query, ("encoding-type", "url"))))
         if reply.status == 404:
             return None
         page = read_parts_page(reply) if reply.status == 200 else None

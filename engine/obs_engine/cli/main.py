@@ -44,10 +44,13 @@ def main() -> None:
 def _group() -> click.Group:  # type: ignore[name-defined]  # noqa: F821
     import click
 
+    from obs_engine.cli.config import config
     from obs_engine.cli.cp import cp, resume
     from obs_engine.cli.demo import demo
+    from obs_engine.cli.doctor import doctor
     from obs_engine.cli.journal import journal
     from obs_engine.cli.serve import serve
+    from obs_engine.cli.uploads import uploads
     from obs_engine.cli.verify import verify
 
     @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,7 +58,7 @@ def _group() -> click.Group:  # type: ignore[name-defined]  # noqa: F821
     def group() -> None:
         """Resumable, multiprocessing uploads to Huawei OBS."""
 
-    for command in (cp, resume, verify, journal, serve, demo):
+    for command in (cp, resume, verify, journal, uploads, doctor, config, serve, demo):
         group.add_command(command)
     return group
 

@@ -6,6 +6,7 @@ Knows the file, its keys and what they may be. Does not know flags or the enviro
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -28,6 +29,7 @@ DEFAULT = "default"
 PROVIDERS = ("ENV", "ECS", "OIDC", "OBS_DEFAULT")
 SIGNATURES = ("obs", "v2", "v4")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what TOML takes without quotes
+_KEY_LENGTH_SHOWN = 12  # of a shorter one, four letters would be much
 _HEAD = "# Written by `obs-engine config`, which keeps no comments. Secrets are in the clear: keep it to yourself.\n"
 
 
@@ -66,13 +68,9 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 def _yes_or_no(text: str) -> bool:
-    return {"true": True, "yes": True, "false": False, "no": False}.get(text.lower()) or _refuse_unless_no(text)
-
-
-def _refuse_unless_no(text: str) -> bool:
-    if text.lower() not in ("false", "no"):
+    if text.lower() not in ("true", "yes", "false", "no"):
         raise ValueError
-    return False
+    return text.lower() in ("true", "yes")
 
 
 def _count(text: str) -> int:
@@ -135,7 +133,7 @@ def read_value(key: str, text: str) -> Value:
 def config_file(environment: Mapping[str, str] = os.environ) -> Path:
     """Where profiles are kept. Source: XDG Base Directory Specification; a relative $XDG_CONFIG_HOME does not count."""
     home = environment.get("XDG_CONFIG_HOME") or ""
-    where = Path(home) if os.path.isabs(home) else Path.home() / ".config"
+    where = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~"), ".config")
     return where / "obs-engine" / "config.toml"
 
 
@@ -192,7 +190,7 @@ class Profiles:
             )
         found: Profile = {}
         for key, value in self._tables[name].items():
-            if isinstance(value, (dict, list, float)) or not isinstance(value, (str, int)):
+            if not isinstance(value, (str, int, float)):
                 raise self._wrong(f"[{name}] {key}: a {type(value).__name__}")
             try:
                 found[key] = read_value(key, str(value))
@@ -208,9 +206,8 @@ class Profiles:
         """
         if not _NAME.fullmatch(name):
             raise InvalidArgumentError("profile", "1 to 64 letters, digits, '-' and '_'", name, "choose another name")
-        if name in self._tables:
-            self.get(name)
-        table = self._tables.setdefault(name, {})
+        tables = {known: self.get(known) for known in self._tables}
+        table = tables.setdefault(name, {})
         for key, value in changes.items():
             _kind(key)
             if value is None:
@@ -218,11 +215,12 @@ class Profiles:
             else:
                 table[key] = value
         try:
-            _replace(self.path, _written(self._tables))
+            _replace(self.path, _written(tables))
         except OSError as error:
             raise InvalidArgumentError(
                 f"config file {self.path}: expected to write it, found {error.strerror}; the old one stays"
             ) from None
+        self._tables, self.is_exposed = {**tables}, False
 
     def _wrong(self, found: str) -> InvalidArgumentError:
         return InvalidArgumentError(
@@ -235,7 +233,9 @@ def shown(key: str, value: Value) -> str:
     """A value for people: nothing of a secret, the end of an access key."""
     if is_secret(key):
         return "****"
-    return f"****{str(value)[-4:]}" if key == "access_key" else _toml(value).strip('"')
+    if key == "access_key":
+        return f"****{str(value)[-4:] if len(str(value)) >= _KEY_LENGTH_SHOWN else ''}"
+    return _toml(value)[1:-1] if isinstance(value, str) else _toml(value)
 
 
 def read_obsutil(text: str) -> tuple[Profile, list[str]]:
@@ -324,6 +324,8 @@ def _escaped(character: str) -> str:
 
 def _replace(path: Path, text: str) -> None:
     """Puts a file in the place of the old one, at once, for its owner alone. Follows a link."""
+    if not path.is_absolute():
+        raise OSError(errno.ENOENT, "no home directory to write it to (set HOME or XDG_CONFIG_HOME)")
     path = Path(os.path.realpath(path))
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".config-")  # 0600

@@ -128,6 +128,22 @@ class MappedWindow:
             self._map = None
 
 
+class MemoryWindow:
+    """A window onto bytes that were read before."""
+
+    def __init__(self, data: bytes) -> None:
+        self._view = memoryview(data)
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def __getitem__(self, piece: slice, /) -> memoryview:
+        return self._view[piece]
+
+    def close(self) -> None:
+        self._view = memoryview(b"")
+
+
 class ReadWindow:
     """A window that is read, into one buffer as large as the largest slice."""
 

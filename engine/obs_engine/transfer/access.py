@@ -179,7 +179,7 @@ class Access:
             OpenUpload(
                 self._session.upload, request.path, self._identity, request.bucket, request.key, self._target,
                 self._credentials, (*dialect.part, *dialect.common), request.transport, request.is_crc64,
-                request.engine.reader, request.log_level, request.shows_progress,
+                request.compares_etags, request.engine.reader, request.log_level, request.shows_progress,
             )
         )  # fmt: skip
 

@@ -21,12 +21,16 @@ from obs_engine.transfer.bandwidth import Bandwidth
 from obs_engine.transfer.inquiry import Inquiry
 from obs_engine.transfer.messages import (
     Ask,
+    Asked,
     Decoder,
     ErrorInfo,
     Failed,
     Logged,
+    MoreFiles,
     NewCredentials,
+    NoMoreFiles,
     ProtocolError,
+    PutFiles,
     SetBandwidth,
     UploadRequest,
     VerifyRequest,
@@ -34,6 +38,7 @@ from obs_engine.transfer.messages import (
 )
 from obs_engine.transfer.negotiation import Negotiator
 from obs_engine.transfer.pool import WorkerPool
+from obs_engine.transfer.small_files import SmallFiles
 from obs_engine.transfer.upload import Upload
 from obs_engine.transfer.verification import Verification
 
@@ -96,7 +101,7 @@ class Coordinator:
     async def _serve(self, call: _Call) -> None:
         try:
             request = await call.receive()
-            if isinstance(request, (UploadRequest, VerifyRequest, Ask)):
+            if isinstance(request, (UploadRequest, VerifyRequest, PutFiles, Ask)):
                 await self._work(call, request)
             elif isinstance(request, SetBandwidth):
                 self._bandwidth.set(request.bytes_per_s)
@@ -104,7 +109,7 @@ class Coordinator:
             del self._calls[call]
             call.close()
 
-    async def _work(self, call: _Call, request: UploadRequest | VerifyRequest | Ask) -> None:
+    async def _work(self, call: _Call, request: Asked) -> None:
         asked = request if isinstance(request, UploadRequest) else request.upload
         if self._pool is None:
             engine = asked.engine
@@ -114,15 +119,24 @@ class Coordinator:
         _call.set(call)
         call.log_level = asked.log_level
         session = self._pool.session(asked.task_num, call.tell)
-        story: Upload | Verification | Inquiry
+        story: Upload | Verification | SmallFiles | Inquiry
         if isinstance(request, VerifyRequest):
             story = Verification(request, session, self._negotiator, call.tell)
+        elif isinstance(request, PutFiles):
+            story = SmallFiles(request, session, self._negotiator, call.tell)
         elif isinstance(request, Ask):
             story = Inquiry(request, session, self._negotiator, call.tell)
         else:
             story = Upload(request, session, self._negotiator, call.tell)
         work: asyncio.Future[Any] = asyncio.ensure_future(story.run())
-        gone = asyncio.ensure_future(call.listen(story.access.renew))
+
+        def hear(message: object) -> None:
+            if isinstance(message, NewCredentials):
+                story.access.renew(message)
+            elif isinstance(message, (MoreFiles, NoMoreFiles)) and isinstance(story, SmallFiles):
+                story.take(message)
+
+        gone = asyncio.ensure_future(call.listen(hear))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -151,6 +165,7 @@ class _Call:
         self.log_level = logging.WARNING
         self._channel = channel
         self._outgoing = bytearray()
+        self._is_flushing = False
         self._decoder = Decoder()
 
     async def receive(self) -> Any:
@@ -166,39 +181,55 @@ class _Call:
             except ProtocolError:
                 return None
 
-    async def listen(self, on_credentials: Callable[[NewCredentials], None]) -> None:
-        """Takes the caller's answers; returns when the caller has left."""
+    async def listen(self, hear: Callable[[object], None]) -> None:
+        """Takes what the caller says; returns when the caller has left."""
         loop = asyncio.get_running_loop()
+        data = b""  # what came with the first message comes first
         try:
-            while data := await loop.sock_recv(self._channel, _RECEIVE_BYTES):
+            while True:
                 for message in self._decoder.feed(data):
-                    if isinstance(message, NewCredentials):
-                        on_credentials(message)
+                    hear(message)
+                data = await loop.sock_recv(self._channel, _RECEIVE_BYTES)
+                if not data:
+                    return
         except (ConnectionError, ProtocolError):
             return
 
     def tell(self, message: object) -> None:
-        """Sends at once what the socket takes; a caller that does not read delays nobody."""
+        """Sends what the socket takes, and the rest when it can; a caller that does not read delays nobody."""
         self._outgoing += encode(message)
-        self._send()
+        if not self._is_flushing:
+            self._flush()
 
     async def drained(self) -> None:
         """Waits until all was sent."""
-        self._channel.setblocking(False)
+        self._stop_flushing()
         try:
             await asyncio.get_running_loop().sock_sendall(self._channel, bytes(self._outgoing))
         except OSError:
             return
 
     def close(self) -> None:
+        self._stop_flushing()
         self._channel.close()
 
-    def _send(self) -> None:
+    def _flush(self) -> None:
         try:
             while self._outgoing:
                 del self._outgoing[: self._channel.send(self._outgoing)]
-        except OSError:
+        except BlockingIOError:
+            if not self._is_flushing:
+                self._is_flushing = True
+                asyncio.get_running_loop().add_writer(self._channel.fileno(), self._flush)
             return
+        except OSError:
+            self._outgoing.clear()  # nobody is there to hear it
+        self._stop_flushing()
+
+    def _stop_flushing(self) -> None:
+        if self._is_flushing:
+            self._is_flushing = False
+            asyncio.get_running_loop().remove_writer(self._channel.fileno())
 
 
 _call: ContextVar[_Call] = ContextVar("call")

@@ -34,6 +34,11 @@ class Flow:
         return self._pace.accepted
 
     @property
+    def is_paced(self) -> bool:
+        """Did the service ask to slow down?"""
+        return self._pace.rate is not None
+
+    @property
     def state(self) -> FlowState:
         """What is let through at the moment."""
         rate = self._pace.rate

@@ -18,16 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from obs_engine.errors import ClientClosedError, EngineDiedError
-from obs_engine.transfer.messages import (
-    Decoder,
-    Failed,
-    SetBandwidth,
-    Uploaded,
-    UploadRequest,
-    Verified,
-    VerifyRequest,
-    encode,
-)
+from obs_engine.transfer.messages import LAST_WORDS, Asked, Decoder, SetBandwidth, encode
 
 # Why without collection while modules load: what they make stays for good, and is looked through again and again.
 _BOOT = (
@@ -50,7 +41,7 @@ class Launcher:
         self._coordinator: _Coordinator | None = None
         self._is_closed = False
 
-    def call(self, request: UploadRequest | VerifyRequest) -> Call:
+    def call(self, request: Asked) -> Call:
         """Begins an upload, or a comparison.
 
         Raises:
@@ -101,19 +92,26 @@ class Call:
     Leaving the block before the last message cancels the upload: what is in flight is given up, the journal synced.
     """
 
-    def __init__(self, launcher: Launcher, channel: socket.socket, request: UploadRequest | VerifyRequest) -> None:
+    def __init__(self, launcher: Launcher, channel: socket.socket, request: Asked) -> None:
         self._launcher = launcher
         self._channel = channel
         self._is_done = False
+        self._saying = threading.Lock()
         self.say(request)
 
     def say(self, message: object) -> None:
-        """Sends a message to the coordinator; where it has died, the reader finds out."""
-        with contextlib.suppress(ConnectionError):
-            self._channel.sendall(encode(message))
+        """Sends a message to the coordinator, from any thread; where it has died, the reader finds out."""
+        data = encode(message)
+        with self._saying, contextlib.suppress(ConnectionError):
+            self._channel.sendall(data)
+
+    def cancel(self) -> None:
+        """Ends it from another thread: the reader hears no more."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
 
     def messages(self) -> Iterator[Any]:
-        """The coordinator's messages; `Uploaded`, `Verified` or `Failed` is the last.
+        """The coordinator's messages; one of `LAST_WORDS` is the last.
 
         Raises:
             EngineDiedError: the coordinator ended without a word.
@@ -123,7 +121,7 @@ class Call:
         with contextlib.suppress(ConnectionError):
             while data := self._channel.recv(_RECEIVE_BYTES):
                 for message in decoder.feed(data):
-                    self._is_done = isinstance(message, (Uploaded, Verified, Failed))
+                    self._is_done = isinstance(message, LAST_WORDS)
                     yield message
         self._is_done = True
         if self._launcher.is_closed:
@@ -163,9 +161,12 @@ class _Coordinator:
                 env=_environment(),
                 start_new_session=True,  # Why: a terminal's Ctrl-C is for the caller, who then says what to do
             )
-        except BaseException:
+        except OSError as error:
             self._control.close()
-            raise
+            raise EngineDiedError(
+                f"coordinator: expected to start {sys.executable!r}, found {error.strerror}; set sys.executable to a "
+                "Python interpreter, or raise the process limit"
+            ) from error
         finally:
             theirs.close()
         self._finalizer = weakref.finalize(self, _end, self._control, self._process, self.owner_pid)

@@ -204,6 +204,40 @@ class Ask(NamedTuple):
     request: Request
 
 
+class PutFiles(NamedTuple):
+    """One `uploadFiles`: small files, one request each. `MoreFiles` follow, and `NoMoreFiles`.
+
+    Attributes:
+        upload: how the service is reached, as if it were of one file without path and key.
+    """
+
+    upload: UploadRequest
+
+
+class SmallFile(NamedTuple):
+    """A file that goes as one request.
+
+    Attributes:
+        number: the caller's, by which its result is told.
+        size_bytes: as it was seen; what it is when it is read counts.
+    """
+
+    number: int
+    path: str
+    key: str
+    size_bytes: int
+
+
+class MoreFiles(NamedTuple):
+    """Files to be sent."""
+
+    files: tuple[SmallFile, ...]
+
+
+class NoMoreFiles(NamedTuple):
+    """That was all."""
+
+
 class NewCredentials(NamedTuple):
     """The access keys as they are now; the answer to `CredentialsWanted`.
 
@@ -345,6 +379,40 @@ class Answered(NamedTuple):
     reply: Reply
 
 
+class FilePut(NamedTuple):
+    """A file that was stored, or was not.
+
+    Attributes:
+        number: the caller's.
+        size_bytes, mtime_ns, inode: of the file that was sent.
+        etag, version_id, request_id: the service's; "" for none.
+        crc64: in 16 hex digits where it was asked for, else "".
+        seconds: that its request took.
+        error: None where it was stored.
+    """
+
+    number: int
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+    etag: str = ""
+    version_id: str = ""
+    request_id: str = ""
+    crc64: str = ""
+    seconds: float = 0.0
+    error: ErrorInfo | None = None
+
+
+class FilesPut(NamedTuple):
+    """What became of some files, in any order."""
+
+    files: tuple[FilePut, ...]
+
+
+class AllFilesPut(NamedTuple):
+    """The last word of an `uploadFiles`: all files have been told of."""
+
+
 class Failed(NamedTuple):
     """The last word of a call that failed."""
 
@@ -367,6 +435,8 @@ class OpenUpload:
     """All that a worker must know of an upload, once, and again when it changed; tasks name it by `upload`.
 
     Attributes:
+        part_headers: of what carries bytes of a file: parts, or whole objects.
+        is_crc64, is_md5: what each whole object is to be proven by.
         addresses: of the target's host, where there are several to choose from.
     """
 
@@ -380,6 +450,7 @@ class OpenUpload:
     part_headers: Headers = field(repr=False)
     transport: TransportOptions
     is_crc64: bool
+    is_md5: bool
     reader: str
     log_level: int
     shows_progress: bool
@@ -426,6 +497,16 @@ class PartTask(NamedTuple):
     content_md5: str = ""
     is_md5: bool = False
     is_hashed: bool = False
+    is_fresh: bool = False
+
+
+class BatchTask(NamedTuple):
+    """Send these files, one request each, one after the other over one connection, up to the first that fails."""
+
+    task: int
+    upload: int
+    files: tuple[SmallFile, ...]
+    now_s: float
     is_fresh: bool = False
 
 
@@ -534,6 +615,18 @@ class TaskFailed(NamedTuple):
     error: ErrorInfo
 
 
+class BatchDone(NamedTuple):
+    """So many files of a batch were stored, from its first on; and what was said of the next one.
+
+    Attributes:
+        rest: None where all were stored.
+    """
+
+    task: int
+    stored: tuple[FilePut, ...]
+    rest: TaskReplied | TaskFailed | None = None
+
+
 class InFlight(NamedTuple):
     """Bytes of the upload that this worker has given to its connections, of parts not yet acknowledged."""
 
@@ -545,8 +638,12 @@ class CreditWanted(NamedTuple):
     """There are bytes to send, and none that may be."""
 
 
-Outcome = PartStoredReply | TaskReplied | HashDone | Compared | TaskFailed
-Task = PartTask | RequestTask | HashTask | Md5Task | Crc64Task | CompareTask
+Outcome = PartStoredReply | BatchDone | TaskReplied | HashDone | Compared | TaskFailed
+Task = PartTask | BatchTask | RequestTask | HashTask | Md5Task | Crc64Task | CompareTask
+
+Asked = UploadRequest | VerifyRequest | PutFiles | Ask
+"""What begins a call."""
+LAST_WORDS = Uploaded, Verified, AllFilesPut, Answered, Failed
 
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
@@ -555,7 +652,8 @@ _CLASSES: dict[str, Any] = {
         Uploaded, Failed, Logged, OpenUpload, CloseUpload, PartTask, RequestTask, HashTask, Md5Task, Crc64Task,
         PartStoredReply, TaskReplied, HashDone, TaskFailed, InFlight, EngineOptions, FileIdentity, Endpoint, Reply,
         Request, Target, Credentials, SetBandwidth, Allow, CreditWanted, VerifyRequest, VerifyResult, Verified,
-        CompareTask, Compared, CancelTask, FlowState, Ask, Answered,
+        CompareTask, Compared, CancelTask, FlowState, PutFiles, SmallFile, MoreFiles, NoMoreFiles, FilePut, FilesPut,
+        AllFilesPut, BatchTask, BatchDone, Ask, Answered,
     )
 }  # fmt: skip
 _FIELDS = {
@@ -589,20 +687,22 @@ class Decoder:
         buffer = self._buffer
         buffer += data
         offset = 0
-        while len(buffer) - offset >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer, offset)
-            if length > FRAME_MAX_BYTES:
-                raise ProtocolError(f"a frame of {length} bytes")
-            end = offset + _LENGTH.size + length
-            if end > len(buffer):
-                break
-            try:
-                message = json.loads(buffer[offset + _LENGTH.size : end], object_hook=_build)
-            except (ValueError, TypeError, KeyError) as error:
-                raise ProtocolError(str(error)) from error
-            offset = end
-            yield message
-        del buffer[:offset]
+        try:
+            while len(buffer) - offset >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(buffer, offset)
+                if length > FRAME_MAX_BYTES:
+                    raise ProtocolError(f"a frame of {length} bytes")
+                end = offset + _LENGTH.size + length
+                if end > len(buffer):
+                    break
+                try:
+                    message = json.loads(buffer[offset + _LENGTH.size : end], object_hook=_build)
+                except (ValueError, TypeError, KeyError) as error:
+                    raise ProtocolError(str(error)) from error
+                offset = end
+                yield message
+        finally:
+            del buffer[:offset]  # also where the reader stops early: what follows is for the next one
 
 
 def _plain(value: Any) -> Any:

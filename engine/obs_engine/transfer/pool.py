@@ -24,6 +24,7 @@ from obs_engine.transfer.flow import Flow
 from obs_engine.transfer.gate import Gate
 from obs_engine.transfer.messages import (
     Allow,
+    BatchDone,
     CancelTask,
     CloseUpload,
     CreditWanted,
@@ -195,7 +196,7 @@ class Session:
                 outcome = await self._run(self._roomiest(), make_task, sent.at_s)
                 return outcome
             finally:
-                is_stored = isinstance(outcome, PartStoredReply)
+                is_stored = isinstance(outcome, (PartStoredReply, BatchDone))
                 seconds = flow.leave(sent, part_bytes, is_stored=is_stored)
                 if is_stored:
                     self.part_seconds.append(seconds)

@@ -24,6 +24,8 @@ from obs_engine.errors import (
 from obs_engine.options import Verify
 from obs_engine.transfer.access import KEY_CHANGES_MAX, Access
 from obs_engine.transfer.messages import (
+    BatchDone,
+    BatchTask,
     Crc64Task,
     HashDone,
     HashTask,
@@ -361,13 +363,15 @@ class Service:
         return self._access.now_s()
 
     async def settled(
-        self, make_task: Callable[[int], Task], *, part_bytes: int = 0, is_local: bool = False
-    ) -> Outcome:
+        self, make_task: Callable[[int], Task], *, part_bytes: int = 0, is_local: bool = False,
+        look: Callable[[Outcome], Outcome] = lambda outcome: outcome,
+    ) -> Outcome:  # fmt: skip
         """Runs a task until its outcome is final: good, hopeless, or tried often enough.
 
         Args:
             part_bytes: of the part that it sends; 0 where it sends none.
             is_local: it needs no connection.
+            look: sees each outcome first, and says which one is to be judged.
 
         Raises:
             ObsEngineError: no reply came, or the source failed.
@@ -381,7 +385,7 @@ class Service:
             version = access.version
             try:
                 sending = session.compute(make_task) if is_local else self._sent(make_task, part_bytes, is_fresh)
-                outcome = await sending
+                outcome = look(await sending)
             except WorkerDied as died:
                 # A mapped file that was cut kills who reads it (SIGBUS): contained there, and told as what it is.
                 self._check_source()
@@ -404,7 +408,7 @@ class Service:
                 continue
             if action is Action.SET_CLOCK and access.set_clock(reply):
                 continue
-            if isinstance(outcome, (TaskReplied, PartStoredReply)):
+            if isinstance(outcome, (TaskReplied, PartStoredReply, BatchDone)):
                 if action is Action.SLOW_DOWN:
                     session.flow.on_slow_down()
                 else:
@@ -428,7 +432,7 @@ class Service:
 
         def fresh(number: int) -> Task:
             task = make_task(number)
-            return task._replace(is_fresh=True) if isinstance(task, (PartTask, RequestTask)) else task
+            return task._replace(is_fresh=True) if isinstance(task, (PartTask, BatchTask, RequestTask)) else task
 
         return await self._session.run(fresh, part_bytes=part_bytes)
 

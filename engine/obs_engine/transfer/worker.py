@@ -18,10 +18,13 @@ from typing import Any, TypeVar
 from obs_engine.errors import IntegrityError, ObsEngineError, SourceChangedError, SourceError, TransportError
 from obs_engine.source.window import Window, open_window
 from obs_engine.transfer.bandwidth import Allowance
+from obs_engine.transfer.batch import Batch
 from obs_engine.transfer.comparison import Comparison
 from obs_engine.transfer.follower import Follower, follow
 from obs_engine.transfer.messages import (
     Allow,
+    BatchDone,
+    BatchTask,
     CancelTask,
     CloseUpload,
     CompareTask,
@@ -86,6 +89,7 @@ class Worker:
             CancelTask: self._cancel,
             PartTask: self._send_part,
             RequestTask: self._send_request,
+            BatchTask: self._send_batch,
             CompareTask: self._compare,
             HashTask: lambda task: self._digest(task, _pieces),
             Md5Task: lambda task: self._digest(task, _md5s),
@@ -93,6 +97,7 @@ class Worker:
         }
         self._digesting: dict[int, tuple[_OpenFile, _Digesting, _OnDigests]] = {}
         self._followers: dict[int, Follower] = {}  # by task
+        self._batches: dict[int, Batch] = {}  # by task
         self._spreads: dict[tuple[str, int], Spread] = {}  # by host and port
         self._shown_s = 0.0
 
@@ -158,7 +163,7 @@ class Worker:
         upload = self._uploads.pop(message.upload, None)
         if upload is not None:
             digesting = [task for task, (owner, _, _) in self._digesting.items() if owner is upload]
-            for task in (*digesting, *upload.in_flight):
+            for task in {*digesting, *upload.in_flight}:
                 self._give_up(upload, task)
             upload.close()
 
@@ -175,6 +180,9 @@ class Worker:
             self._transport.cancel(token)
         if window is not None:
             window.close()
+        batch = self._batches.pop(task, None)
+        if batch is not None:
+            batch.close()
         self._stop_following(task)
 
     @property
@@ -252,6 +260,44 @@ class Worker:
             md5="" if follower is None else follower.md5.hexdigest(),
             pieces=pieces,
         )  # fmt: skip
+
+    def _send_batch(self, task: BatchTask) -> None:
+        upload = self._uploads[task.upload]
+        batch = self._batches[task.task] = Batch(task, upload.known)
+        batch.load()
+
+        def on_digests(found: tuple[str, ...] | ObsEngineError) -> None:
+            if isinstance(found, ObsEngineError):
+                self._end_batch(batch, batch.end(found))
+            else:
+                batch.proven_by(found)
+                self._send_next(upload, batch, is_fresh=task.is_fresh)
+
+        if upload.known.is_md5 or upload.known.is_crc64:
+            self._begin_digest(upload, task.task, batch.digests(), on_digests)
+        else:
+            on_digests(())
+
+    def _send_next(self, upload: _OpenFile, batch: Batch, *, is_fresh: bool = False) -> None:
+        following = batch.next()
+        if following is None:
+            self._end_batch(batch, batch.end())
+            return
+        request, window = following
+        began_s = time.monotonic()
+
+        def on_done(result: Reply | ObsEngineError) -> None:
+            outcome = batch.judge(result, time.monotonic() - began_s)
+            if outcome is None:
+                self._send_next(upload, batch)
+            else:
+                self._end_batch(batch, outcome)
+
+        self._start(upload, batch.task.task, request, batch.task.now_s, on_done, window, is_fresh=is_fresh)
+
+    def _end_batch(self, batch: Batch, outcome: BatchDone) -> None:
+        del self._batches[batch.task.task]
+        self._say(outcome)
 
     def _send_request(self, task: RequestTask) -> None:
         upload = self._uploads[task.upload]

@@ -103,6 +103,11 @@ def initiate(bucket: str, key: str, headers: Headers = (), encoding_type: str | 
     return Request("Initiate", "POST", bucket, key, (("uploads", None), *_encoding(encoding_type)), headers)
 
 
+def put_object(bucket: str, key: str, length: int, headers: Headers = ()) -> Request:
+    """PutObject: `PUT /key`, the body streamed."""
+    return Request("PutObject", "PUT", bucket, key, (), headers, body_length=length)
+
+
 def upload_part(
     bucket: str, key: str, upload_id: str, part_number: int, length: int, headers: Headers = ()
 ) -> Request:
@@ -142,7 +147,9 @@ def list_parts(
     bucket: str, key: str, upload_id: str, marker: int = 0, max_parts: int = 1000, headers: Headers = ()
 ) -> Request:
     """ListParts: parts with numbers above `marker`, at most 1000 a page."""
-    query = (("uploadId", upload_id), ("max-parts", str(max_parts)), ("part-number-marker", str(marker)))
+    page = ("max-parts", str(max_parts)), ("part-number-marker", str(marker))
+    # Why encoded: a key may hold what XML cannot.
+    query = (("uploadId", upload_id), *page, ("encoding-type", "url"))
     return Request("ListParts", "GET", bucket, key, query, headers)
 
 
