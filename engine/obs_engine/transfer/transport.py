@@ -6,6 +6,7 @@ does not know uploads, parts, signatures or retries.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
@@ -289,7 +290,9 @@ class _Transfer:
     def go_on(self) -> None:
         if self._is_paused:
             self._is_paused = False
-            self.curl.pause(pycurl.PAUSE_CONT)
+            # Why it may: the transfer has failed meanwhile, which is told when its end is.
+            with contextlib.suppress(pycurl.error):
+                self.curl.pause(pycurl.PAUSE_CONT)
 
     def _on_read(self, size: int) -> memoryview | int:
         if self.may_take is not None and self.sent_bytes < len(self._body):
