@@ -1,16 +1,22 @@
 """What does one client do with one file? A client, alone in a process of its own, as its user would call it.
 
     python bench/clients.py NAME URL AUTHORITY FILE [FILE ...]
+    python bench/clients.py --once NAME URL FILE PART_BYTES TASK_NUM
 
 Uploads each file in turn with one client object, under the file's name, and says of each call, as a line of JSON, when
 it was made, when it came back, and what the client's own report says was proven. AUTHORITY is the path of the
 certificate to trust, or "" without TLS. Before each call but the first the sink is reset, which needs a URL without
 TLS. Only the named client is imported. Started by `uploads`, which does the measuring; nothing is measured in here.
+
+With `--once`, started by `rough_network`: one client as it comes (`AS_THEY_COME`), one file, under the key "key"; a line
+of JSON says how long that took, its import included, and what went wrong. It needs nothing but the client installed: a
+peer has an environment of its own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -65,7 +71,6 @@ class Client(NamedTuple):
 def raw(url: str) -> tuple[Upload, Close]:
     """The ceiling: one connection, one PUT, `send` of 1 MiB slices of a mapping. With `send`, nobody can do less."""
     import mmap
-    import os
     import socket
 
     host, _, port = url.removeprefix("http://").partition(":")
@@ -149,7 +154,76 @@ CLIENTS: dict[str, Client] = {
 }
 
 
+# --- as they come ---------------------------------------------------------------------------------------------
+
+
+class Once(NamedTuple):
+    """One way to upload with nothing but part size and taskNum said.
+
+    Attributes:
+        package: what it needs installed where the bench runs; None: it has an environment of its own.
+        upload: takes URL, path, part size in bytes, number of parts at a time; raises what the client says.
+    """
+
+    meaning: str
+    package: str | None
+    upload: Callable[[str, str, int, int], None]
+
+
+def _obs(package: str) -> Callable[[str, str, int, int], None]:
+    def upload(url: str, path: str, part_bytes: int, task_num: int) -> None:
+        import importlib
+
+        client = importlib.import_module(package).ObsClient("ak", "sk", server=url, path_style=True, signature="v2")
+        try:
+            done = client.uploadFile(BUCKET, "key", path, part_bytes, task_num)
+            if done.status >= 300:
+                raise UploadFailed(f"{done.status} {done.errorCode} {done.errorMessage}")
+        finally:
+            client.close()
+
+    return upload
+
+
+def _boto3(mode: str | None) -> Callable[[str, str, int, int], None]:
+    def upload(url: str, path: str, part_bytes: int, task_num: int) -> None:
+        import boto3  # type: ignore[import-not-found]
+        from boto3.s3.transfer import TransferConfig  # type: ignore[import-not-found]
+        from botocore.config import Config  # type: ignore[import-not-found]
+
+        retries = {"mode": mode} if mode else None
+        config = Config(retries=retries, max_pool_connections=task_num, s3={"addressing_style": "path"})
+        client = boto3.client(
+            "s3", endpoint_url=url, aws_access_key_id="ak", aws_secret_access_key="sk", region_name="r", config=config
+        )
+        how = TransferConfig(multipart_threshold=1, multipart_chunksize=part_bytes, max_concurrency=task_num)
+        client.upload_file(path, BUCKET, "key", Config=how)
+
+    return upload
+
+
+AS_THEY_COME = {
+    "ours": Once("obs-engine, as it comes", "obs_engine", _obs("obs_engine")),
+    "sdk": Once("official SDK, as it comes", "obs", _obs("obs")),
+    "boto3": Once("boto3, as it comes", None, _boto3(None)),
+    "boto3_adaptive": Once("boto3, adaptive retries", None, _boto3("adaptive")),
+}
+
+
+def once(name: str, url: str, path: str, part_bytes: str, task_num: str) -> None:
+    """Uploads one file and says how that went."""
+    began_s, error = time.monotonic(), ""
+    try:
+        AS_THEY_COME[name].upload(url, path, int(part_bytes), int(task_num))
+    except Exception as failed:
+        error = f"{type(failed).__name__}: {failed}"[:200]
+    print(json.dumps({"seconds": time.monotonic() - began_s, "error": error}), flush=True)
+    os._exit(0)  # Why: threads of a client that has failed may wait on
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--once"]:
+        once(*sys.argv[2:])
     name, url, authority, *paths = sys.argv[1:]
     upload, close = uploader(CLIENTS[name], url, authority)
     for number, path in enumerate(paths):

@@ -52,7 +52,8 @@ _HEAD_MAX_BYTES = 64 << 10
 _DRAIN_BYTES = 4 << 20
 _TURN_DRAINS = 4  # receives on one connection before the others have their turn
 _KEPT_BODY_MAX_BYTES = 4 << 20
-_SLOW_BUFFER_BYTES = 128 << 10
+_SLOW_BUFFER_S = 0.0125  # what a slow connection's receive buffer holds, as seconds of its speed
+_REST_MIN_S = 0.005
 _TLS_RECEIVE_BYTES = 256 << 10
 _TLS_PIECE_BYTES = 64 << 10
 _CRC64 = "-checksum-crc64ecma"
@@ -67,16 +68,23 @@ class Rough(NamedTuple):
 
     Attributes:
         parts_per_s: more UploadPart are answered with 503 SlowDown: a bucket of as many; 0 for no limit.
+        is_early: SlowDown is said before the body is read, at once; the connection ends with that body.
+        connect_after_s: so long after it was opened a new connection is heard first.
         reply_after_s: so long after its body was read a request is answered.
         bytes_per_s: of each connection; 0 for no limit.
         late_parts, late_s: these parts are answered so much later, the first time that they come.
+        stalled_parts, stall_s: half-way through these nothing is read for so long, the first time that they come.
     """
 
     parts_per_s: float = 0.0
+    is_early: bool = False
+    connect_after_s: float = 0.0
     reply_after_s: float = 0.0
     bytes_per_s: float = 0.0
     late_parts: tuple[int, ...] = ()
     late_s: float = 0.0
+    stalled_parts: tuple[int, ...] = ()
+    stall_s: float = 0.0
 
 
 class Stats:
@@ -87,13 +95,18 @@ class Stats:
         self.first_request_ns: int | None = None
         self.first_part_body_ns: int | None = None
         self.last_reply_ns: int | None = None
+        self.last_part_reply_ns: int | None = None
         self.connections = 0
         self.requests: dict[str, int] = {}
         self.crc64s: dict[str, int] = {}  # requests that carried one
         self.refused = 0
-        self.slowed_down: list[float] = []  # seconds after the first request
+        self.asked: list[float] = []  # UploadPart, while there is a limit: seconds after the first request
+        self.slowed_down: list[float] = []  # those of them that were too much
+        self.stored_parts = 0  # each part once
+        self.stored_bytes = 0
         self.tls: str | None = None
         self.body_bytes = 0
+        self.bodies = 0  # begun and not at their end, when this was asked
         self._cpu_s = time.process_time()
         self._began_ns = time.monotonic_ns()
 
@@ -202,7 +215,9 @@ class Connection:
         self.is_counted = False
         self.is_closing = False
         self.is_slowed_down = False
-        self.paid_until_s = 0.0  # by when what it has sent may have been sent
+        self.is_answered = False  # before its body was read
+        self.paid_until_s = 0.0  # by when what it has sent of this request may have been sent
+        self.stalls_at = 0  # with so many bytes of this body left; 0 for nowhere
 
     @property
     def target(self) -> tuple[str, str]:
@@ -236,6 +251,7 @@ class Sink:
         self._lengths: dict[str, dict[int, int]] = {}
         self._rough = Rough()
         self._late: set[int] = set()
+        self._stalled: set[int] = set()
         self._tokens, self._filled_s = 0.0, 0.0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
@@ -310,12 +326,15 @@ class Sink:
         channel.setblocking(False)
         channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._rough.bytes_per_s:  # Why: the system would take a good part of each body at once
-            channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BUFFER_BYTES)
+            size = round(self._rough.bytes_per_s * _SLOW_BUFFER_S)
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
         wrapped = Plain(channel)
         if self._tls is not None and listener is self._listeners[1]:
             wrapped = Tls(channel, self._tls)
-        self._connections[channel.fileno()] = Connection(wrapped)
+        connection = self._connections[channel.fileno()] = Connection(wrapped)
         self._poller.register(channel.fileno(), select.EPOLLIN)
+        if self._rough.connect_after_s:
+            self._rest(connection, time.monotonic() + self._rough.connect_after_s)
 
     def _on_readable(self, connection: Connection, now_ns: int) -> None:
         if connection.left:
@@ -341,6 +360,7 @@ class Sink:
             raise ValueError("no client here pipelines")
         if rest:
             self._take(connection, len(rest), rest, now_ns)
+            self._charge(connection, len(rest), time.monotonic())
         if not connection.left:
             self._answer_in_time(connection)
 
@@ -370,6 +390,16 @@ class Sink:
             if not connection.is_counted:
                 connection.is_counted = True
                 stats.connections += 1
+        # Why from here: while it waited for its last reply a connection has earned nothing, as a slow line does not
+        connection.paid_until_s, connection.stalls_at = time.monotonic(), 0
+        if connection.operation == "UploadPart":
+            if connection.part_number in self._stalled:
+                self._stalled.remove(connection.part_number)
+                connection.stalls_at = connection.size // 2
+            if self._rough.is_early and self._is_too_much(connection.paid_until_s):
+                connection.is_slowed_down = connection.is_answered = True
+                self._answer(connection)
+                return
         if "100-continue" in headers.get("expect", "").lower():
             connection.channel.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -380,33 +410,43 @@ class Sink:
                 size = len(data)
             else:
                 data = b""
-                size = connection.channel.discard(connection.left)
+                size = connection.channel.discard(max(1, connection.left - connection.stalls_at))
             if not size:
                 connection.is_closing = True
                 return
             if size > connection.left:
                 raise ValueError("no client here pipelines")
             self._take(connection, size, data, now_ns)
+            now_s = time.monotonic()
+            self._charge(connection, size, now_s)
             if not connection.left:
                 self._answer_in_time(connection)
                 return
-            if self._rough.bytes_per_s:
-                now_s = time.monotonic()
-                connection.paid_until_s = max(now_s - 0.1, connection.paid_until_s) + size / self._rough.bytes_per_s
-                if connection.paid_until_s > now_s + 0.005:
-                    self._rest(connection, connection.paid_until_s)
-                    return
+            if connection.left <= connection.stalls_at:
+                connection.stalls_at, connection.paid_until_s = 0, now_s + self._rough.stall_s
+            if connection.paid_until_s > now_s + _REST_MIN_S:
+                self._rest(connection, connection.paid_until_s)
+                return
+
+    def _charge(self, connection: Connection, size: int, now_s: float) -> None:
+        if self._rough.bytes_per_s:
+            # Why so much is forgiven: while this loop is late, a slow line would go on to fill the receive buffer
+            earliest_s = now_s - 2 * _SLOW_BUFFER_S
+            connection.paid_until_s = max(earliest_s, connection.paid_until_s) + size / self._rough.bytes_per_s
 
     def _answer_in_time(self, connection: Connection) -> None:
         if connection.operation == "Control":
             self._answer(connection)
+            return
+        if connection.is_answered:
+            connection.is_closing = True
             return
         rough, now_s = self._rough, time.monotonic()
         wait_s = rough.reply_after_s
         if rough.bytes_per_s:
             wait_s += max(0.0, connection.paid_until_s - now_s)
         if connection.operation == "UploadPart":
-            connection.is_slowed_down = self._is_too_much(now_s)
+            connection.is_slowed_down = not rough.is_early and self._is_too_much(now_s)
             if connection.part_number in self._late:
                 self._late.remove(connection.part_number)
                 wait_s += rough.late_s
@@ -421,10 +461,12 @@ class Sink:
             return False
         self._tokens = min(rate, self._tokens + (now_s - self._filled_s) * rate)
         self._filled_s = now_s
+        asked_s = now_s - (self.stats.first_request_ns or 0) / 1e9
+        self.stats.asked.append(asked_s)
         if self._tokens >= 1:
             self._tokens -= 1
             return False
-        self.stats.slowed_down.append(now_s - (self.stats.first_request_ns or 0) / 1e9)
+        self.stats.slowed_down.append(asked_s)
         return True
 
     def _take(self, connection: Connection, size: int, data: bytes, now_ns: int) -> None:
@@ -441,12 +483,19 @@ class Sink:
         self._request_number += 1
         lines = [
             f"HTTP/1.1 {status}", f"x-obs-request-id: {self._request_number:032X}",
-            f"Content-Length: {len(body)}", *headers, "", "",
+            f"Content-Length: {len(body)}", *headers, *["Connection: close"] * connection.is_answered, "", "",
         ]  # fmt: skip
         data = "\r\n".join(lines).encode() + (b"" if connection.method == "HEAD" else body)
         connection.channel.send(data)
         if connection.operation != "Control":
             self.stats.last_reply_ns = time.monotonic_ns()
+        if connection.operation == "UploadPart":
+            self.stats.last_part_reply_ns = self.stats.last_reply_ns
+
+    def _told_length(self, connection: Connection, body: bytes) -> int:
+        """Of a reply; of a HEAD of an object that was sent in parts, the object's."""
+        lengths = self._lengths.get(connection.target[1]) if connection.operation == "Head" else None
+        return sum(lengths.values()) if lengths else len(body)
 
     def _reply(self, connection: Connection) -> tuple[str, list[str], bytes]:
         operation = connection.operation
@@ -476,21 +525,27 @@ class Sink:
             return "200 OK", ["x-obs-bucket-location: sink", "x-obs-api: 3.0"], b""
         if operation == "ListParts" and key in self._lengths:
             return "200 OK", _XML, self._parts(connection)
+        if operation == "List":
+            found = f"<Name>{escape(bucket)}</Name><IsTruncated>false</IsTruncated>"
+            return "200 OK", _XML, _xml("ListBucketResult", found)
         return "404 Not Found", _XML, b"<Error><Code>NoSuchUpload</Code><Message>a sink keeps none</Message></Error>"
 
     def _control(self, connection: Connection) -> tuple[str, list[str], bytes]:
         asked = connection.method, connection.path
         if asked == ("GET", "/-/stats"):
+            self.stats.bodies = sum(bool(other.left) for other in self._connections.values())
             return "200 OK", ["Content-Type: application/json"], self.stats.as_json()
         if asked == ("POST", "/-/reset"):
             self.stats = Stats()
-            for other in self._connections.values():
+            for descriptor, other in [*self._connections.items()]:
                 other.is_counted = False
+                if other.left:  # Why: what somebody has given up, and is still on its way, is not the next one's
+                    self._close(descriptor)
         elif asked == ("POST", "/-/etags"):
             self._etags.update(json.loads(connection.kept or b"{}"))
         elif asked == ("POST", "/-/rough"):
             self._rough = Rough(**json.loads(connection.kept or b"{}"))
-            self._late = set(self._rough.late_parts)
+            self._late, self._stalled = set(self._rough.late_parts), set(self._rough.stalled_parts)
             self._tokens, self._filled_s = self._rough.parts_per_s, time.monotonic()
         elif asked == ("POST", "/-/refuse"):
             self._refused = set(json.loads(connection.kept or b"[]"))
@@ -505,7 +560,11 @@ class Sink:
         if number in self._refused:
             self.stats.refused += 1
             return "403 Forbidden", _XML, b"<Error><Code>AccessDenied</Code><Message>as told</Message></Error>"
-        self._lengths.setdefault(key, {})[number] = connection.size
+        lengths = self._lengths.setdefault(key, {})
+        if number not in lengths:
+            self.stats.stored_parts += 1
+            self.stats.stored_bytes += connection.size
+        lengths[number] = connection.size
         return "200 OK", [f'ETag: "{self._etag(key, number)}"', *_shown(connection.crc64)], b""
 
     def _etag(self, key: str, number: int) -> str:
@@ -542,6 +601,8 @@ def operation_of(method: str, path: str) -> str:
         return "ListParts"
     if method == "POST" and names & {"uploads", "uploadid"}:
         return "Initiate" if "uploads" in names else "Complete"
+    if method == "GET" and target.count("/") < 2 + target.endswith("/"):
+        return "List"
     return "Abort" if method == "DELETE" else "Other"
 
 
