@@ -8,9 +8,9 @@ it was made, when it came back, and what the client's own report says was proven
 certificate to trust, or "" without TLS. Before each call but the first the sink is reset, which needs a URL without
 TLS. Only the named client is imported. Started by `uploads`, which does the measuring; nothing is measured in here.
 
-With `--once`, started by `rough_network`: one client as it comes (`AS_THEY_COME`), one file, under the key "key"; a line
-of JSON says how long that took, its import included, and what went wrong. It needs nothing but the client installed: a
-peer has an environment of its own.
+With `--once`, started by `rough_network`: one client as it comes (`AS_THEY_COME`), one file, under the key "key"; a
+line of JSON says how long that took, its import included, and what went wrong. It needs nothing but the client
+installed: a peer has an environment of its own.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     python bench/rough_network.py --show [FILE]    the tables of the last run in a file of results
 
 See BENCHMARKS.md for what is measured. With `--peers`, boto3 is installed into an environment of its own in that
-folder, and has rows beside the others. Takes five and a half minutes, with boto3 seven. Ends with status 1 where one of
-our own rows FAILED.
+folder, and has rows beside the others. Takes some five and a half minutes, with boto3 seven. Ends with status 1 where a
+row of ours FAILED.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from circumstances import ROOT, available, circumstances, environment, heading, is_in_memory, say
 from clients import AS_THEY_COME as CLIENTS
-from far_end import Sink, check_rough
+from far_end import FarEndFailed, Sink, check_rough
 from measured import RunFailed
 from measured import run as run_measured
 from source_files import etags_of_holes, make_sparse
@@ -47,6 +47,7 @@ class World(NamedTuple):
         rough: what `sink.Rough` takes.
         ideal_s: nobody can be done sooner; 0 where it is the machine that decides.
         line_bytes_per_s: what all connections may carry together; 0 for no limit.
+        possible: the share of it that they can carry, as each waits for a reply to each part.
         goals: of our own row: figure, and what it must not exceed; or what it must reach, where negative.
         is_default: it runs where no world is named.
     """
@@ -59,6 +60,7 @@ class World(NamedTuple):
     rough: dict[str, Any]
     ideal_s: float = 0.0
     line_bytes_per_s: float = 0.0
+    possible: float = 1.0
     goals: dict[str, float] = {}  # noqa: RUF012 (never written to)
     is_default: bool = True
 
@@ -76,7 +78,7 @@ def worlds(share: float) -> dict[str, World]:
     return {
         **_busy(count(1000)),
         "far": _far(count(64, 32), 64 * MIB, {"of_line": -0.9, "connections": 33}),
-        "far_small": _far(count(192, 32), 16 * MIB, {"to_ideal": 1 / 0.9, "connections": 33}),
+        "far_small": _far(count(128, 32), 16 * MIB, {"of_possible": -0.9, "connections": 33}),
         **_one_late(count(400)),
     }
 
@@ -89,10 +91,11 @@ def _busy(parts: int) -> dict[str, World]:
     return {
         "busy_early": World(
             f"{asked} before the body is read", parts, 5 * MIB, 32, everybody,
-            {"parts_per_s": rate, "is_early": True}, ideal_s, 0.0, goals,
+            {"parts_per_s": rate, "is_early": True}, ideal_s, goals=goals,
         ),
         "busy": World(
-            f"{asked} after it was", parts, 5 * MIB, 32, everybody, {"parts_per_s": rate}, ideal_s, 0.0, goals, False
+            f"{asked} after it was", parts, 5 * MIB, 32, everybody, {"parts_per_s": rate}, ideal_s, goals=goals,
+            is_default=False,
         ),
     }  # fmt: skip
 
@@ -100,11 +103,12 @@ def _busy(parts: int) -> dict[str, World]:
 def _far(parts: int, part_bytes: int, goals: dict[str, float]) -> World:
     latency_s, speed, task_num = 0.2, 10e6, 32
     # A connection and Initiate, the rounds of parts, Complete: what anybody must wait for.
-    ideal_s = 2 * latency_s + parts / task_num * (part_bytes / speed + latency_s) + latency_s
+    part_s = part_bytes / speed + latency_s
+    ideal_s = 2 * latency_s + parts / task_num * part_s + latency_s
     return World(
         "every reply and every new connection 200 ms late, 10 MB/s a connection", parts, part_bytes, task_num,
         ("ours", "sdk"), {"bytes_per_s": speed, "reply_after_s": latency_s, "connect_after_s": latency_s}, ideal_s,
-        task_num * speed, goals,
+        task_num * speed, part_bytes / speed / part_s, goals,
     )  # fmt: skip
 
 
@@ -112,12 +116,13 @@ def _one_late(parts: int) -> dict[str, World]:
     latency_s, speed, task_num, both = 0.02, 40e6, 8, ("ours", "sdk")
     stall = {"stalled_parts": [parts // 2, parts], "stall_s": 5.0}
     late = {"late_parts": [parts - 2], "late_s": 5.0}
-    ideal_s = 2 * latency_s + parts / task_num * (5 * MIB / speed + latency_s)
+    part_s = 5 * MIB / speed + latency_s
+    ideal_s = 2 * latency_s + parts / task_num * part_s
     return {
         "tail": World(
             "40 MB/s a connection; half-way through two parts, one of them the last, nothing is read for 5 s", parts,
             5 * MIB, task_num, both, {"bytes_per_s": speed, "reply_after_s": latency_s, **stall}, ideal_s,
-            task_num * speed,
+            task_num * speed, 5 * MIB / speed / part_s,
         ),
         "even": World(
             "every reply 20 ms late", parts, 5 * MIB, task_num, both, {"reply_after_s": latency_s}, is_default=False
@@ -167,7 +172,7 @@ def run(sink: Sink, world: World, client: str, path: Path, python: str) -> dict[
         usage = run_measured(command, environment(), timeout_s=RUN_S)
         said, cpu_s = json.loads(usage.output.splitlines()[-1]), usage.cpu_s
     except RunFailed as failed:
-        said = {"seconds": time.monotonic() - began_s, "error": f"{failed}".strip().splitlines()[-1][:200]}
+        said = {"seconds": time.monotonic() - began_s, "error": str(failed).strip().splitlines()[-1][:200]}
     stats = sink.stats()
     stats["body_bytes"] = sink.settled_stats(SETTLED_S)["body_bytes"]
     if not said["error"] and (stats["stored_bytes"] != world.size_bytes or stats["requests"].get("Complete", 0) < 1):
@@ -180,9 +185,11 @@ def _figures(world: World, seconds: float, stats: Mapping[str, Any]) -> dict[str
     """What follows from the sink's counts."""
     asked_later = sum(at_s > START_S for at_s in stats["asked"])
     slowed_down_later = sum(at_s > START_S for at_s in stats["slowed_down"])
-    steady_bytes_per_s = 0.0
+    steady_bytes_per_s = of_line = 0.0
     if stats["first_part_body_ns"] and stats["last_part_reply_ns"]:
         steady_bytes_per_s = stats["stored_bytes"] / ((stats["last_part_reply_ns"] - stats["first_part_body_ns"]) / 1e9)
+    if world.line_bytes_per_s:
+        of_line = steady_bytes_per_s / world.line_bytes_per_s
     return {
         "requests": stats["requests"], "part_requests": stats["requests"].get("UploadPart", 0),
         "slowed_down": len(stats["slowed_down"]), "asked_after_start": asked_later,
@@ -190,7 +197,7 @@ def _figures(world: World, seconds: float, stats: Mapping[str, Any]) -> dict[str
         "connections": stats["connections"], "stored_parts": stats["stored_parts"],
         "stored_bytes": stats["stored_bytes"], "extra_bytes": stats["body_bytes"] - stats["stored_bytes"],
         "sink_busy": stats["sink_cpu_s"] / seconds, "steady_bytes_per_s": steady_bytes_per_s,
-        "of_line": steady_bytes_per_s / world.line_bytes_per_s if world.line_bytes_per_s else 0.0,
+        "of_line": of_line, "of_possible": of_line / world.possible,
         "to_ideal": seconds / world.ideal_s if world.ideal_s else 0.0,
     }  # fmt: skip
 
@@ -213,8 +220,8 @@ def measure(sink: Sink, name: str, world: World, path: Path, pythons: Mapping[st
 # --- showing ------------------------------------------------------------------------------------------------------
 
 HEADER = (
-    "client", "time, s", "/ ideal", "MB/s, whole call", "MB/s, parts", "of the line", "parts asked", "slowed down",
-    "after 5 s", "connections", "extra MB", "extra", "CPU s", "sink busy",
+    "client", "time, s", "/ ideal", "MB/s, whole call", "MB/s, parts", "of the line", "of possible", "parts asked",
+    "slowed down", "after 5 s", "connections", "extra MB", "extra", "CPU s", "sink busy",
 )  # fmt: skip
 
 
@@ -254,7 +261,10 @@ def _shown(line: dict[str, Any]) -> list[str]:
         unless_failed(f"{seconds / line['ideal_s']:.2f}" if line["ideal_s"] else "-"),
         unless_failed(f"{size / seconds / 1e6:.0f}"),
         unless_failed(f"{_middle(line, 'steady_bytes_per_s') / 1e6:.0f}"),
-        unless_failed(f"{_middle(line, 'of_line'):.1%}" if line["line_bytes_per_s"] else "-"),
+        *(
+            unless_failed(f"{_middle(line, name):.1%}" if line["line_bytes_per_s"] else "-")
+            for name in ("of_line", "of_possible")
+        ),
         f"{asked:.0f}", f"{_middle(line, 'slowed_down') / max(1.0, asked):.1%}",
         f"{_middle(line, 'slowed_down_after_start'):.1%}" if any(row["asked_after_start"] for row in rows) else "-",
         f"{_middle(line, 'connections'):.0f}", f"{_middle(line, 'extra_bytes') / 1e6:.1f}",
@@ -267,6 +277,7 @@ def _notes(line: dict[str, Any]) -> list[str]:
     """Below the table: how far came those who failed, and what became of the goals."""
     errors, name = _errors(line), CLIENTS[line["row"]].meaning
     if errors:
+        line = {**line, "measured": [row for row in line["measured"] if row["error"]]}
         came = f"{_middle(line, 'stored_parts'):.0f} of {line['parts']} parts in {_middle(line, 'seconds'):.1f} s"
         return [f"FAILED {name}, after {came}: {error}" for error in dict.fromkeys(errors)]
     if line["row"] != "ours":
@@ -298,10 +309,14 @@ def main() -> int:
         print(f"{heading(lines[0])}\n\n{report(lines)}" if lines else "the last run there was made by an older bench")
         return 0
     names = options.only.split(",")
-    if unknown := [name for name in names if name not in known] or options.runs < 1:
-        parser.error(f"expected worlds of {', '.join(known)} and --runs above 0; found {unknown}")
+    if not known.keys() >= set(names) or not CLIENTS.keys() >= set(options.clients.split(",")) or options.runs < 1:
+        wanted = f"worlds of {', '.join(known)}, rows of {', '.join(CLIENTS)}, --runs above 0"
+        parser.error(f"expected {wanted}; found {options.only}, {options.clients}, {options.runs}")
     with Sink() as sink:
-        checked = check_rough(sink)
+        try:
+            checked = check_rough(sink)
+        except FarEndFailed as failed:
+            sys.exit(str(failed))
         print("The far end does as it is told: " + ", ".join(f"{name} {value:.4g}" for name, value in checked.items()))
         return 0 if options.self_check else _measure_all(sink, names, checked, options)
 

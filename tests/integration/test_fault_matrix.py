@@ -220,7 +220,7 @@ def fails_to_connect(world: World, source: Path) -> TransportError:
 
 def fails_by_stall(world: World, source: Path) -> TransportError:
     world.server.set_faults([{"operation": "Initiate", "stall": True}])
-    return refused(world, source)
+    return refused(world, source, max_retry_count=0)
 
 
 def fails_by_reset(world: World, source: Path) -> TransportError:

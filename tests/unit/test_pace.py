@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import random
 from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
@@ -116,9 +117,11 @@ def test_a_service_that_recovers_is_used_again(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pace_module.asyncio, "sleep", sleep)
     pace = Pace()
     for _ in range(50):
+        now_s[0] += 0.02
         pace.on_accepted()
-    pace.on_slow_down()
-    assert pace.rate == pytest.approx(40)
+    for _ in range(10):
+        pace.on_slow_down()
+    assert pace.rate == pytest.approx(40, rel=0.05), "0.8 of what was accepted"
 
     async def work() -> None:
         while now_s[0] < 30:
@@ -134,11 +137,27 @@ def test_refusals_of_one_moment_count_once(monkeypatch: pytest.MonkeyPatch) -> N
     now_s = [10.0]
     monkeypatch.setattr(pace_module, "time", type("time", (), {"monotonic": staticmethod(lambda: now_s[0])}))
     pace = Pace()
-    for _ in range(100):
+    for _ in range(200):
+        now_s[0] += 0.01
         pace.on_accepted()
-    for _ in range(30):
-        pace.on_slow_down()
-    assert pace.rate == pytest.approx(80)
+    cuts = [pace.on_slow_down() for _ in range(30)]
+    assert cuts.count(True) == 1
+    assert pace.rate == pytest.approx(80, rel=0.05)
     now_s[0] += 1.5
-    pace.on_slow_down()
+    assert [pace.on_slow_down() for _ in range(5)].count(True) == 1
     assert pace.rate == RATE_MIN  # nothing was accepted of late
+
+
+@pytest.mark.parametrize("share", [0.003, 0.01, 0.03])
+def test_a_refusal_now_and_then_is_no_limit(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is busy for a moment, at any rate, is not made better by waiting: only those parts wait."""
+    now_s, rng = [0.0], random.Random(5)
+    monkeypatch.setattr(pace_module, "time", type("time", (), {"monotonic": staticmethod(lambda: now_s[0])}))
+    pace = Pace()
+    for _ in range(20_000):
+        now_s[0] += 0.001
+        if rng.random() < share:
+            pace.on_slow_down()
+        else:
+            pace.on_accepted()
+    assert pace.rate is None or pace.rate >= 500

@@ -29,6 +29,17 @@ class Disk:
             raise OSError(errno.EINVAL, "something that is no regular file")
         return fd
 
+    def open_to_append(self, path: str) -> int:
+        """Opens `path` for lines at its end, created with mode 0600 where it is missing."""
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
+
+    def append(self, fd: int, data: bytes) -> None:
+        """Writes all of `data` at the end, at once; where the disk takes a part of it only, that is ENOSPC."""
+        written = os.write(fd, data)
+        if written != len(data):
+            os.ftruncate(fd, os.fstat(fd).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def lock(self, fd: int) -> bool:
         """Takes the lock of an open file; False where somebody else has it. It ends with the descriptor."""
         try:

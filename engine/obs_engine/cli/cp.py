@@ -1,29 +1,39 @@
-"""`obs-engine cp FILE obs://bucket/key`, one resumable upload with a progress bar; `resume` continues one."""
+"""`obs-engine cp`: one file to a key, or many below a prefix; `resume` continues one file."""
 
 from __future__ import annotations
 
 import glob
 import os
+import sys
 from datetime import datetime
 from typing import Any, get_args
 
 import click
 
 from obs_engine.arguments import RECORD_SUFFIX
+from obs_engine.bulk.sources import SYMLINKS
 from obs_engine.cli.amounts import Timetable
-from obs_engine.cli.connection import SCHEME, Bar, Command, connection_options, decorated, open_client, split_target
+from obs_engine.cli.connection import SCHEME, Bar, Command, decorated, open_client, service_options, split_target
+from obs_engine.cli.copy_tree import Selection, copy_tree, part_bytes, show_plan
 from obs_engine.client import ObsClient
-from obs_engine.errors import ResumeRefusedError, ServiceError
-from obs_engine.limits import MIB
+from obs_engine.errors import InvalidArgumentError, ResumeRefusedError, ServiceError
 from obs_engine.options import EngineOptions, Reader, Verify
 from obs_engine.transfer.messages import Progress
 
 
 def _upload_command(command: Command) -> Command:
+    """File, target, and what `cp` and `resume` have in common."""
+    return decorated(_upload_options(command), [
+        click.argument("file", type=click.Path()), click.argument("target", metavar="obs://BUCKET/KEY"),
+    ])  # fmt: skip
+
+
+def _upload_options(command: Command) -> Command:
     """What `cp` and `resume` have in common."""
-    return connection_options(decorated(command, [
+    return service_options()(decorated(command, [  # type: ignore[no-any-return]
         click.option("--part-size", "part_size_mib", type=float, default=9, show_default=True, help="MiB."),
-        click.option("-j", "--parts-in-flight", "task_num", type=int, default=8, show_default=True),
+        click.option("-j", "--parts-in-flight", "task_num", type=int,
+                     help="[default: 8; of many files 32]"),
         click.option("--processes", type=int, help="Workers.  [default: cores]"),
         click.option("--checkpoint-file", type=click.Path(), help=f"[default: FILE{RECORD_SUFFIX}]"),
         click.option("--checksum", is_flag=True, help="Tell by content, too, whether FILE is the one begun with."),
@@ -41,19 +51,71 @@ def _upload_command(command: Command) -> Command:
 
 
 @click.command()
-@_upload_command
-@click.option("--checkpoint/--no-checkpoint", default=True, show_default=True, help="Continue after an interruption.")
-def cp(file: str, target: str, checkpoint: bool, **options: Any) -> None:
-    """Upload FILE, resumably.
+@_upload_options
+@click.argument("sources", nargs=-1, required=True, type=click.Path(), metavar="SRC...")
+@click.argument("target", metavar="obs://BUCKET/KEY")
+@click.option("--checkpoint/--no-checkpoint", default=True, show_default=True, help="Of one file.")
+@click.option("-r", "--recursive", is_flag=True, help="Folders, and all in them.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="These alone; repeatable.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these; repeatable, and stronger.")
+@click.option("--symlinks", type=click.Choice(SYMLINKS), default="follow", show_default=True)
+@click.option("--files-from", metavar="FILE", help="A list of paths below SRC, one a line; - for standard input.")
+@click.option("--max-failures", type=int, help="End the job when more files than that have failed.")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent.")
+@click.option("--state", metavar="DIR", help="Where jobs are kept.  [default: $XDG_STATE_HOME/obs-engine]")
+def cp(
+    sources: tuple[str, ...], target: str, checkpoint: bool, recursive: bool, include: tuple[str, ...],
+    exclude: tuple[str, ...], symlinks: str, files_from: str | None, max_failures: int | None, dry_run: bool,
+    state: str | None, **options: Any,
+) -> None:  # fmt: skip
+    """Upload files, resumably.
 
-    Interrupted by anything, the same command goes on where it stopped.
+    One file goes to a key; several, folders, patterns and lists go below a
+    prefix, as a job. Interrupted by anything, the same command goes on where
+    it stopped. `folder` keeps its name, of `folder/` the content goes.
 
-    \b
-    Example:
-      export OBS_ACCESS_KEY_ID=... OBS_SECRET_ACCESS_KEY=...
-      obs-engine cp disk.img obs://backups/disk.img --endpoint https://obs.cn-north-4.myhuaweicloud.com
+    
+    Examples:
+      obs-engine cp disk.img obs://backups/disk.img
+      obs-engine cp -r photos obs://backups/2024/ --exclude '*.tmp'
+    Exit status: 0 done, 1 failed, 2 wrong usage, 3 to be gone on with.
     """
-    _upload(file, target, is_checkpoint=checkpoint, **options)
+    is_one = len(sources) == 1 and not (recursive or files_from or include or exclude or os.path.isdir(sources[0]))
+    if is_one and os.path.lexists(sources[0]) and not dry_run:
+        _upload(sources[0], target, is_checkpoint=checkpoint, **options)
+        return
+    if is_one and not os.path.lexists(sources[0]) and not any(sign in sources[0] for sign in "*?["):
+        _upload(sources[0], target, is_checkpoint=checkpoint, **options)  # which says what is wrong with it
+        return
+    _copy(
+        sources, target, Selection(recursive, include, exclude, symlinks, files_from), max_failures=max_failures,
+        is_dry=dry_run, state=state, **options,
+    )  # fmt: skip
+
+
+def _copy(
+    sources: tuple[str, ...], target: str, selection: Selection, *, max_failures: int | None, is_dry: bool,
+    state: str | None, part_size_mib: float, task_num: int | None, processes: int | None, checkpoint_file: str | None,
+    checksum: bool, verify: Any, reader: Any, max_connections: int | None, max_bandwidth: str, on_source_change: Any,
+    quiet: bool, **connection: Any,
+) -> None:  # fmt: skip
+    """Many files, as a job."""
+    if checkpoint_file is not None:
+        raise InvalidArgumentError("--checkpoint-file", "one file to upload", "several", "leave it away, jobs have a log")
+    if is_dry:
+        show_plan(sources, target, selection, part_bytes(part_size_mib))
+        return
+    tasks = task_num or 32
+    caps = Timetable.of(max_bandwidth)
+    engine = EngineOptions(
+        processes=processes, verify=verify, reader=reader, on_source_change=on_source_change,
+        max_connections=max_connections or tasks, max_bandwidth_bytes_per_s=caps.at(datetime.now()),
+    )  # fmt: skip
+    sys.exit(copy_tree(
+        sources, target, selection, lambda: open_client(engine, **connection), endpoint=connection["endpoint"],
+        state=state, is_quiet=quiet, max_failures=max_failures, partSize=part_bytes(part_size_mib), taskNum=tasks,
+        checkSum=checksum,
+    ))  # fmt: skip
 
 
 @click.command()
@@ -92,7 +154,7 @@ class _Capped:
 
 
 def _upload(
-    file: str, target: str, *, is_checkpoint: bool, part_size_mib: float, task_num: int, processes: int | None,
+    file: str, target: str, *, is_checkpoint: bool, part_size_mib: float, task_num: int | None, processes: int | None,
     checkpoint_file: str | None, checksum: bool, verify: Any, reader: Any, max_connections: int | None,
     max_bandwidth: str, on_source_change: Any, quiet: bool, adopt: bool | str = False, **connection: Any,
 ) -> None:  # fmt: skip
@@ -104,7 +166,7 @@ def _upload(
     )  # fmt: skip
     with open_client(engine, **connection) as client, Bar(key, is_quiet=quiet) as bar:
         result = client.uploadFile(
-            bucket, key, file, int(part_size_mib * MIB), task_num, is_checkpoint, checkpoint_file, checksum,
+            bucket, key, file, part_bytes(part_size_mib), task_num or 8, is_checkpoint, checkpoint_file, checksum,
             progressCallback=_Capped(bar, client, caps),
         )  # fmt: skip
     if result.status >= 300:

@@ -48,6 +48,7 @@ def _group() -> click.Group:  # type: ignore[name-defined]  # noqa: F821
     from obs_engine.cli.cp import cp, resume
     from obs_engine.cli.demo import demo
     from obs_engine.cli.doctor import doctor
+    from obs_engine.cli.jobs import job, jobs
     from obs_engine.cli.journal import journal
     from obs_engine.cli.serve import serve
     from obs_engine.cli.uploads import uploads
@@ -58,7 +59,7 @@ def _group() -> click.Group:  # type: ignore[name-defined]  # noqa: F821
     def group() -> None:
         """Resumable, multiprocessing uploads to Huawei OBS."""
 
-    for command in (cp, resume, verify, journal, uploads, doctor, config, serve, demo):
+    for command in (cp, resume, jobs, job, verify, journal, uploads, doctor, config, serve, demo):
         group.add_command(command)
     return group
 

@@ -87,8 +87,8 @@ class Flow:
 
     def on_slow_down(self) -> None:
         """The service asks for less."""
-        self._pace.on_slow_down()
-        self._parts.on_slow_down(time.monotonic())
+        if self._pace.on_slow_down():
+            self._parts.on_slow_down(time.monotonic())
 
     def _sent(self, *, is_part: bool) -> Sent:
         return Sent(time.monotonic(), self._parts.on_sent() if is_part else 0)

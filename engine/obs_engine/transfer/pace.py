@@ -21,8 +21,13 @@ PLATEAU_S = 3.0
 """So long after a cut the rate is again what it was, and hardly grows: the same for fast services and slow ones."""
 RATE_MIN = 10.0
 """What is slower than that is left to the pauses of each request: one refusal is no measure of a service."""
-MEASURED_S = 1.0
-"""So far back goes what counts as of late; and in so long one refusal counts once, as others were on their way."""
+MEASURED_S, MEASURED_MIN_S = 1.0, 0.1
+"""What counts as of late: since the last cut, but no longer and no shorter than this."""
+CUT_REST_S = 0.25
+"""After a cut so long none: what comes then was on its way before."""
+TOLERATED = 0.05
+"""Of the replies of late, so many may ask to slow down before the rate is cut: a service that is busy for everybody, now
+and then, does not get better by less of us; and one that limits us turns away what is beyond."""
 NAP_MIN_S = 0.001
 """The event loop sleeps no shorter."""
 
@@ -40,6 +45,8 @@ class Pace:
         self.rate: float | None = None
         self._endpoint = endpoint
         self._recent: deque[float] = deque()  # when the latest replies were accepted
+        self._refused: deque[float] = deque()  # and those that were not
+        self._began_s = float("inf")  # since then they are counted
         self._cut_s = 0.0
         self._top = 0.0  # the rate at which it was refused
         self._sent_s = 0.0  # when the latest request went
@@ -71,25 +78,34 @@ class Pace:
     def on_accepted(self) -> None:
         """A reply came that did not ask to slow down, whatever else it says."""
         self.accepted += 1
-        now_s = time.monotonic()
-        self._recent.append(now_s)
-        self._forget(now_s)
+        self._recent.append(self._now_s())
 
-    def on_slow_down(self) -> None:
-        """The service asks for fewer requests."""
-        now_s = time.monotonic()
-        self._forget(now_s)
-        if self.rate is not None and now_s - self._cut_s < MEASURED_S:
-            return
-        self._top = max(len(self._recent) / MEASURED_S, RATE_MIN)
-        self._cut_s = now_s
+    def on_slow_down(self) -> bool:
+        """The service asks for fewer requests; is it right?"""
+        now_s = self._now_s()
+        self._refused.append(now_s)
+        refused, accepted = len(self._refused), len(self._recent)
+        expected = TOLERATED * (refused + accepted)
+        is_tolerated = refused <= expected + 2 * expected**0.5 + 2  # a few of few are chance
+        if is_tolerated or (self.rate is not None and now_s - self._cut_s < CUT_REST_S):
+            return False
+        self._top = max(accepted / min(MEASURED_S, max(MEASURED_MIN_S, now_s - self._began_s)), RATE_MIN)
+        self._cut_s = self._began_s = now_s
+        self._recent.clear()
+        self._refused.clear()
         self.rate = max(RATE_MIN, self._top * CUT)
         _log.info("%s asks to slow down: %.1f requests a second from here on", self._endpoint, self.rate)
+        return True
 
     def _grown(self, now_s: float) -> float:
         beyond = (now_s - self._cut_s - PLATEAU_S) / PLATEAU_S
         return max(RATE_MIN, self._top * (1 + (1 - CUT) * beyond**3))
 
-    def _forget(self, now_s: float) -> None:
-        while self._recent and now_s - self._recent[0] > MEASURED_S:
-            self._recent.popleft()
+    def _now_s(self) -> float:
+        """The time; what was before is forgotten."""
+        now_s = time.monotonic()
+        self._began_s = min(self._began_s, now_s)
+        for moments in (self._recent, self._refused):
+            while moments and now_s - moments[0] > MEASURED_S:
+                moments.popleft()
+        return now_s
