@@ -152,7 +152,8 @@ def command(name: str, url: str, folder: Path, peers: str, world: World) -> tupl
     return [
         f"{peers}/bin/rclone", "copy", "--transfers", at_a_time, "--checkers", str(IN_FLIGHT), *several,
         "--s3-upload-concurrency", str(parts), "--s3-provider", "Other", "--s3-endpoint", url, "--s3-force-path-style",
-        "--s3-no-check-bucket", "--s3-no-head", "--retries", "1", "--multi-thread-streams", "0", str(folder), f":s3:{BUCKET}/",
+        "--s3-no-check-bucket", "--s3-no-head", "--retries", "1", "--multi-thread-streams", "0",
+        str(folder), f":s3:{BUCKET}/",
     ], env  # fmt: skip
 
 

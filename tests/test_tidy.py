@@ -40,7 +40,8 @@ KEEPERS = {
         "transfer/worker.py", "transfer/checkpoint_file.py", "transfer/bandwidth.py", "transfer/pace.py",
         "transfer/verification.py", "transfer/flow.py", "transfer/tail.py", "transfer/resolver.py",
         "transfer/transport.py",
-        "client.py", "many_files.py", "credentials/source.py", "credentials/keeper.py", "credentials/asking.py", "cli",
+        "client.py", "many_files.py", "bulk/copy.py", "credentials/source.py", "credentials/keeper.py",
+        "credentials/asking.py", "cli",
     },
     "subprocess": {"transfer/launch.py", "cli"},
     "asyncio": {

@@ -232,8 +232,8 @@ class ObsClient:
         """Uploads many files, and yields the result of each as it comes, in any order.
 
         A file smaller than a part goes as one request, many files at a time; a larger one as `uploadFile` does it, a
-        few at a time. A file that fails is a result like the others, and fails nobody else. Leaving the iterator cancels
-        what is under way; with `checkpointFolder`, the progress of large files is kept.
+        few at a time. A file that fails is a result like the others, and fails nobody else. Leaving the iterator
+        cancels what is under way; with `checkpointFolder`, the progress of large files is kept.
 
         Args:
             bucketName: 3-63 characters.

@@ -19,10 +19,8 @@ from obs_engine.bulk.job import CANCEL, Job, Outcome, Request
 from obs_engine.bulk.manifest import Line
 from obs_engine.bulk.sources import Found, Odd
 from obs_engine.client import ObsClient
-from obs_engine.errors import JournalError
 from obs_engine.many_files import FileResult, FileToUpload
 
-GROUP_MAX = 256
 SYNC_S = 1.0
 """So often what was said of files is synced, and requests of others are looked for."""
 
@@ -72,7 +70,6 @@ class Copy:
         self._max_failures = max_failures
         self._how = how
         self._sending: dict[tuple[str, str], Found] = {}
-        self._said: list[Outcome] = []
         self._odd: list[Line] = []
         self._synced_s = time.monotonic()
         self.tally = Tally()
@@ -94,7 +91,6 @@ class Copy:
                 self._look_around()
                 if self.request is not None:
                     break
-        self._write()
         yield from self._odd_lines()
 
     def _to_send(self) -> Iterator[FileToUpload]:
@@ -130,7 +126,7 @@ class Copy:
         else:
             # Of a large file, what it was when it was found: where it has changed since, it is sent again.
             mtime_ns, inode = (result.mtime_ns, result.inode) if result.inode else (found.mtime_ns, found.inode)
-            self._said.append(Outcome.of(line, mtime_ns, inode))
+            self._job.succeeded([Outcome.of(line, mtime_ns, inode)])  # at once: a kill sends no more again than it must
             self._count(stored=1, stored_bytes=result.size_bytes)
         return line
 
@@ -141,18 +137,10 @@ class Copy:
             raise TooManyFailures
 
     def _look_around(self) -> None:
-        is_time = time.monotonic() - self._synced_s >= SYNC_S
-        if is_time or len(self._said) >= GROUP_MAX:
-            self._write()
-        if is_time:
+        if time.monotonic() - self._synced_s >= SYNC_S:
             self._synced_s = time.monotonic()
             self._job.sync()
             self.request = self._job.request()
-
-    def _write(self) -> None:
-        said, self._said = self._said, []
-        if said:
-            self._job.succeeded(said)
 
     def _odd_lines(self) -> Iterator[Line]:
         odd, self._odd = self._odd, []
@@ -167,11 +155,6 @@ class Copy:
         Raises:
             JournalError: the disk failed.
         """
-        try:
-            self._write()
-        except JournalError:
-            self._job.close()
-            raise
         if self.request is not None:
             ending = "cancelled" if self.request.what == CANCEL else "paused"
         elif is_cut:

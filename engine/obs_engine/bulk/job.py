@@ -31,8 +31,8 @@ KEEP, ABORT = "keep", "abort"
 STATES = ("running", "interrupted", "paused", "done", "failed", "cancelled", "aborted", "unreadable")
 """Running: a process holds its log. Interrupted: none does, and nobody said why. The rest: how its last run ended."""
 
-FINAL = ("done", "aborted")
-"""After these there is nothing to go on with: the same command begins the job anew."""
+FINAL = ("aborted",)
+"""After these there is nothing to go on with, and the same command begins anew. After `done` it sends what is new."""
 
 _ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
 _SECRETS = re.compile(r"secret|password|token|credential|^[as]k$|access_?key", re.IGNORECASE)
@@ -316,7 +316,7 @@ class Jobs:
         self._disk = disk
 
     def open(self, arguments: Arguments, run: Run, manifest_directory: str | None = None) -> Job:
-        """Begins a job, or goes on with it. One that is done, or was cancelled and aborted, is begun anew.
+        """Begins a job, or goes on with it: one that is done, with what is new. One that was aborted is begun anew.
 
         Args:
             run: who runs it from now on.

@@ -39,7 +39,7 @@ class Selection(NamedTuple):
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     symlinks: str
-    files_from: str | None
+    files_from: str | None = None
 
     def files(self, sources: Sequence[str], prefix: str) -> Iterable[Found | Odd]:
         """The files, with their keys.
@@ -88,7 +88,7 @@ def copy_tree(
     Args:
         how: arguments of `uploadFiles`.
     """
-    split_prefix(target)
+    selection.files(sources, split_prefix(target)[1])  # Why here: what is wrong with them is said before a job begins
     options = {**selection._asdict(), "include": list(selection.include), "exclude": list(selection.exclude)}
     arguments = Arguments.of(sources, target, endpoint, options, os.getcwd())
     jobs = Jobs(state_directory(state, os.environ))

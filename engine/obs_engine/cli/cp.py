@@ -74,7 +74,7 @@ def cp(
     prefix, as a job. Interrupted by anything, the same command goes on where
     it stopped. `folder` keeps its name, of `folder/` the content goes.
 
-    
+    \b
     Examples:
       obs-engine cp disk.img obs://backups/disk.img
       obs-engine cp -r photos obs://backups/2024/ --exclude '*.tmp'
@@ -101,7 +101,7 @@ def _copy(
 ) -> None:  # fmt: skip
     """Many files, as a job."""
     if checkpoint_file is not None:
-        raise InvalidArgumentError("--checkpoint-file", "one file to upload", "several", "leave it away, jobs have a log")
+        raise InvalidArgumentError("--checkpoint-file", "one file to upload", "several", "leave it away")
     if is_dry:
         show_plan(sources, target, selection, part_bytes(part_size_mib))
         return

@@ -26,8 +26,8 @@ MEASURED_S, MEASURED_MIN_S = 1.0, 0.1
 CUT_REST_S = 0.25
 """After a cut so long none: what comes then was on its way before."""
 TOLERATED = 0.05
-"""Of the replies of late, so many may ask to slow down before the rate is cut: a service that is busy for everybody, now
-and then, does not get better by less of us; and one that limits us turns away what is beyond."""
+"""Of the replies of late, so many may ask to slow down before the rate is cut. A service that is busy for everybody,
+now and then, gets no better by less of us; and one that limits us turns away whatever is beyond."""
 NAP_MIN_S = 0.001
 """The event loop sleeps no shorter."""
 
