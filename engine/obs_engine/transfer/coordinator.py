@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from obs_engine.errors import EngineDiedError, ObsEngineError, UploadCancelledError
 from obs_engine.transfer.bandwidth import Bandwidth
-from obs_engine.transfer.inquiry import Inquiry
+from obs_engine.transfer.errand import Errand
 from obs_engine.transfer.messages import (
     Ask,
     Asked,
@@ -119,13 +119,13 @@ class Coordinator:
         _call.set(call)
         call.log_level = asked.log_level
         session = self._pool.session(asked.task_num, call.tell)
-        story: Upload | Verification | SmallFiles | Inquiry
+        story: Upload | Verification | SmallFiles | Errand
         if isinstance(request, VerifyRequest):
             story = Verification(request, session, self._negotiator, call.tell)
         elif isinstance(request, PutFiles):
             story = SmallFiles(request, session, self._negotiator, call.tell)
         elif isinstance(request, Ask):
-            story = Inquiry(request, session, self._negotiator, call.tell)
+            story = Errand(request, session, self._negotiator, call.tell)
         else:
             story = Upload(request, session, self._negotiator, call.tell)
         work: asyncio.Future[Any] = asyncio.ensure_future(story.run())

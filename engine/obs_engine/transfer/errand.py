@@ -22,7 +22,7 @@ from obs_engine.wire.requests import with_headers
 _NO_FILE = FileIdentity(0, 0, 0, 0, 0)
 
 
-class Inquiry:
+class Errand:
     """One request of a caller in the coordinator."""
 
     def __init__(
