@@ -176,6 +176,25 @@ def test_a_job_is_paused_and_resumed_by_its_id(server: LocalObs, shell: Shell, t
     assert shell.jobs.all() == []
 
 
+def test_a_pause_need_not_wait_for_a_large_file(server: LocalObs, shell: Shell, tmp_path: Path) -> None:
+    """Its parts are kept: the job goes on with them."""
+    path = make_file(tmp_path / "large", 40 * 102_400, 3)
+    server.set_faults([{"operation": "UploadPart", "delay_s": 0.3}])
+    other = make_file(tmp_path / "other", 10, 4)
+    how = ("--part-size", "0.1", "-j", "2", "--quiet")
+    process = shell.start("cp", str(path), str(other), f"obs://{BUCKET}/large/", *how)
+    wait_until(lambda: sum(r["status"] == 200 for r in server.requests("UploadPart")) >= 6, "it is under way")
+    job_id = shell.jobs.all()[0].job_id
+    assert shell.run("job", "pause", job_id)[0] == 0
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, "paused" in out) == (3, True), out + err
+    assert len(shell.jobs.all()[0].uploads) == 1
+    server.set_faults([])
+    assert shell.run("job", "resume", job_id, "--part-size", "0.1", "--quiet")[0] == 0
+    assert len(server.requests("Initiate")) == 1
+    assert object_of(server, BUCKET, "large/large") == path.read_bytes()
+
+
 def test_ctrl_c_ends_a_job_that_goes_on_later(server: LocalObs, shell: Shell, tmp_path: Path) -> None:
     """Status 3, and the command that goes on."""
     tree(tmp_path / "tree", 60, 9, large=0)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 from obs_engine.bulk.file_table import DONE, SKIPPED, file_identity, file_name
@@ -31,6 +31,7 @@ class Tally(NamedTuple):
     Attributes:
         found, found_bytes: by the walk so far.
         known, known_bytes: of them, done by an earlier run.
+        under_way_bytes: stored of large files that are not done yet.
     """
 
     found: int = 0
@@ -40,10 +41,15 @@ class Tally(NamedTuple):
     stored: int = 0
     stored_bytes: int = 0
     failed: int = 0
+    under_way_bytes: int = 0
 
 
 class TooManyFailures(Exception):
     """More files failed than may."""
+
+
+class _Asked(Exception):
+    """Somebody asked for the end while a large file was under way."""
 
 
 class Copy:
@@ -56,10 +62,11 @@ class Copy:
 
     def __init__(
         self, job: Job, client: ObsClient, bucket: str, files: Iterable[Found | Odd], *,
-        max_failures: int | None = None, **how: Any,
+        on_progress: Callable[[Tally], object], max_failures: int | None = None, **how: Any,
     ) -> None:  # fmt: skip
         """
         Args:
+            on_progress: hears of each change, in the thread of `run`.
             max_failures: more end the run; None for any number.
             how: arguments of `uploadFiles`.
         """
@@ -67,8 +74,10 @@ class Copy:
         self._client = client
         self._bucket = bucket
         self._files = files
+        self._on_progress = on_progress
         self._max_failures = max_failures
         self._how = how
+        self._under_way: dict[str, int] = {}
         self._sending: dict[tuple[str, str], Found] = {}
         self._odd: list[Line] = []
         self._synced_s = time.monotonic()
@@ -83,8 +92,10 @@ class Copy:
             ObsEngineError: nothing can be sent at all, or the job's disk fails.
         """
         folder = os.path.join(self._job.directory, "uploads")
-        results = self._client.uploadFiles(self._bucket, self._to_send(), checkpointFolder=folder, **self._how)
-        with closing(results):  # type: ignore[type-var]
+        results = self._client.uploadFiles(
+            self._bucket, self._to_send(), checkpointFolder=folder, progressCallback=self._look_at_large, **self._how
+        )
+        with closing(results), suppress(_Asked):  # type: ignore[type-var]
             for result in results:
                 yield self._told(result)
                 yield from self._odd_lines()
@@ -115,6 +126,7 @@ class Copy:
 
     def _told(self, result: FileResult) -> Line:
         found = self._sending.pop((result.path, result.key))
+        self._under_way.pop(result.path, None)
         crc64 = "" if result.crc64 is None else str(result.crc64)
         cause = "" if result.error is None else str(result.error)
         line = Line(
@@ -129,6 +141,13 @@ class Copy:
             self._job.succeeded([Outcome.of(line, mtime_ns, inode)])  # at once: a kill sends no more again than it must
             self._count(stored=1, stored_bytes=result.size_bytes)
         return line
+
+    def _look_at_large(self, path: str, stored_bytes: int, _size_bytes: int) -> None:
+        self._under_way[path] = stored_bytes
+        self._count()
+        self._look_around()
+        if self.request is not None:
+            raise _Asked
 
     def _fail(self, line: Line, mtime_ns: int, inode: int) -> None:
         self._count(failed=1)
@@ -147,7 +166,9 @@ class Copy:
         yield from odd
 
     def _count(self, **more: int) -> None:
-        self.tally = self.tally._replace(**{name: getattr(self.tally, name) + by for name, by in more.items()})
+        added = {name: getattr(self.tally, name) + by for name, by in more.items()}
+        self.tally = self.tally._replace(**added, under_way_bytes=sum(self._under_way.values()))
+        self._on_progress(self.tally)
 
     def end(self, now_s: int, *, is_cut: bool = False) -> str:
         """Says how the run ended, and gives the job up; "interrupted" where it is to be gone on with.

@@ -25,8 +25,8 @@ from obs_engine.limits import MIB
 from obs_engine.source.plan import plan_parts
 
 EXIT_SOME_FAILED, EXIT_RESUMABLE = 1, 3
-LINE_S = 20.0
-"""Where nobody looks at a terminal, a line so often."""
+BAR_S, LINE_S = 0.1, 20.0
+"""The bar moves so often; where nobody looks at a terminal, there is a line so often."""
 SHOWN_FAILURES = 10
 
 OpenClient = Callable[[], ObsClient]
@@ -110,10 +110,10 @@ def run_job(job: Job, open_client: OpenClient, *, is_quiet: bool, max_failures: 
         raise
     how_it_ended, is_cut = "", True
     with client, _Show(job.job_id, is_quiet=is_quiet) as show:
-        copy = Copy(job, client, bucket, files, max_failures=max_failures, **how)
+        copy = Copy(job, client, bucket, files, on_progress=show.progress, max_failures=max_failures, **how)
         try:
             for line in copy.run():
-                show.line(line, copy.tally)
+                show.line(line)
             is_cut = False
         except (KeyboardInterrupt, TooManyFailures) as stopped:
             how_it_ended = "too many failures" if isinstance(stopped, TooManyFailures) else ""
@@ -167,26 +167,32 @@ class _Show:
         )  # fmt: skip
         self._row = self._bar.add_task(f"job {job_id}", total=None, files="")
         self._told_s = time.monotonic()
+        self._shown_bytes = 0
         self._failures = 0
 
-    def line(self, line: Line, tally: Tally) -> None:
-        """What became of a file, and how far it all is."""
+    def line(self, line: Line) -> None:
+        """What became of a file: told where it failed."""
         if line.cause:
             self._failures += 1
             if self._failures <= SHOWN_FAILURES:
                 self._print(f"failed: {line.path}: {line.cause}")
             elif self._failures == SHOWN_FAILURES + 1:
                 self._print("failed: and more, see the manifest")
+
+    def progress(self, tally: Tally) -> None:
+        """How far it all is; it never goes back."""
+        self._shown_bytes = max(self._shown_bytes, tally.known_bytes + tally.stored_bytes + tally.under_way_bytes)
+        now_s = time.monotonic()
+        if self._is_quiet or now_s - self._told_s < (BAR_S if self._is_terminal else LINE_S):
+            return
+        self._told_s = now_s
         failed = f", {tally.failed} failed" if tally.failed else ""
         files = f"{tally.known + tally.stored} of {tally.found} files{failed}"
         if self._is_terminal:
             self._bar.start()
-            self._bar.update(
-                self._row, completed=tally.known_bytes + tally.stored_bytes, total=tally.found_bytes, files=files
-            )
-        elif not self._is_quiet and time.monotonic() - self._told_s >= LINE_S:
-            self._told_s = time.monotonic()
-            click.echo(f"{files}, {tally.known_bytes + tally.stored_bytes} bytes", err=True)
+            self._bar.update(self._row, completed=self._shown_bytes, total=tally.found_bytes, files=files)
+        else:
+            click.echo(f"{files}, {self._shown_bytes} bytes", err=True)
 
     def _print(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
