@@ -88,7 +88,7 @@ def test_a_tree_arrives_and_a_second_run_does_nothing(server: LocalObs, shell: S
     """Every file under its key; a manifest that accounts for each; and the same command again sends nothing."""
     files = tree(tmp_path / "tree", 60, 1)
     command = ("cp", "-r", f"{tmp_path}/tree/", f"obs://{BUCKET}/first", "--part-size", "0.1", "--quiet")
-    status, out, _ = shell.run(*command)
+    status, out, _ = shell.run(*command, "--events", f"{tmp_path}/events")
     assert (status, "done: 60 files stored" in out) == (0, True), out
     for name, path in files.items():
         assert object_of(server, BUCKET, f"first/{name}") == path.read_bytes()
@@ -97,6 +97,9 @@ def test_a_tree_arrives_and_a_second_run_does_nothing(server: LocalObs, shell: S
     assert Counter(one.outcome for one in listed) == {"succeeded": 60}
     assert {one.line.key for one in listed} == {f"first/{name}" for name in files}
     assert all(one.line.etag and one.line.request_id for one in listed)
+    told = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    assert Counter(event["event"] for event in told) == {"began": 1, "file_done": 60, "ended": 1}
+    assert (told[0]["event"], told[-1]["event"], told[-1]["stored"]) == ("began", "ended", 60)
     server.clear_requests()
     status, out, _ = shell.run(*command)
     assert status == 0

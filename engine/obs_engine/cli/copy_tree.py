@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, nullcontext
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as RichProgress
 
 from obs_engine.bulk.copy import Copy, Tally, TooManyFailures
+from obs_engine.bulk.events import Events
 from obs_engine.bulk.job import Arguments, Job, Jobs, Run, state_directory
 from obs_engine.bulk.manifest import Line
 from obs_engine.bulk.sources import Filters, Found, Odd, Walk, listed
@@ -81,7 +83,7 @@ def show_plan(sources: Sequence[str], target: str, selection: Selection, part_si
 
 def copy_tree(
     sources: Sequence[str], target: str, selection: Selection, open_client: OpenClient, *, endpoint: str,
-    state: str | None, is_quiet: bool, max_failures: int | None, **how: Any,
+    state: str | None, is_quiet: bool, max_failures: int | None, events: str | None, **how: Any,
 ) -> int:  # fmt: skip
     """Runs the job that these arguments are, from where it stopped; says how it ended, and returns the exit status.
 
@@ -93,10 +95,13 @@ def copy_tree(
     arguments = Arguments.of(sources, target, endpoint, options, os.getcwd())
     jobs = Jobs(state_directory(state, os.environ))
     job = jobs.open(arguments, this_run())
-    return run_job(job, open_client, is_quiet=is_quiet, max_failures=max_failures, **how)
+    return run_job(job, open_client, is_quiet=is_quiet, max_failures=max_failures, events=events, **how)
 
 
-def run_job(job: Job, open_client: OpenClient, *, is_quiet: bool, max_failures: int | None, **how: Any) -> int:
+def run_job(
+    job: Job, open_client: OpenClient, *, is_quiet: bool, max_failures: int | None, events: str | None = None,
+    **how: Any,
+) -> int:  # fmt: skip
     """Runs an open job to its end, or to Ctrl-C."""
     try:
         arguments = job.arguments
@@ -104,24 +109,36 @@ def run_job(job: Job, open_client: OpenClient, *, is_quiet: bool, max_failures: 
         options = dict(arguments.options)
         selection = Selection(**options | {name: tuple(options[name]) for name in ("include", "exclude")})
         files = selection.files(arguments.sources, prefix)
+        teller = None if events is None else Events(events, time.time)
         client = open_client()
     except BaseException:
         job.close()
         raise
-    how_it_ended, is_cut = "", True
-    with client, _Show(job.job_id, is_quiet=is_quiet) as show:
+
+    def tell(event: str, **fields: Any) -> None:
+        if teller is not None:
+            teller.tell(event, job=job.job_id, **fields)
+
+    why, is_cut = "", True
+    tell("began", target=arguments.target)
+    with client, closing(teller) if teller else nullcontext(), _Show(job.job_id, is_quiet=is_quiet) as show:
         copy = Copy(job, client, bucket, files, on_progress=show.progress, max_failures=max_failures, **how)
         try:
             for line in copy.run():
                 show.line(line)
+                tell(
+                    "file_failed" if line.cause else "file_done", key=line.key, path=line.path, bytes=line.size_bytes,
+                    etag=line.etag, seconds=line.seconds, cause=line.cause,
+                )  # fmt: skip
             is_cut = False
         except (KeyboardInterrupt, TooManyFailures) as stopped:
-            how_it_ended = "too many failures" if isinstance(stopped, TooManyFailures) else ""
+            why = "too many failures" if isinstance(stopped, TooManyFailures) else ""
         except ObsEngineError:
             copy.end(int(time.time()), is_cut=True)
             raise
         ending = copy.end(int(time.time()), is_cut=is_cut)
-    return _say_how(job, copy.tally, ending, how_it_ended, files)
+        tell("ended", how=ending, **copy.tally._asdict())
+    return _say_how(job, copy.tally, ending, why, files)
 
 
 def _say_how(job: Job, tally: Tally, ending: str, why: str, files: Iterable[Found | Odd]) -> int:

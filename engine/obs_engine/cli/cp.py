@@ -61,12 +61,13 @@ def _upload_options(command: Command) -> Command:
 @click.option("--symlinks", type=click.Choice(SYMLINKS), default="follow", show_default=True)
 @click.option("--files-from", metavar="FILE", help="A list of paths below SRC, one a line; - for standard input.")
 @click.option("--max-failures", type=int, help="End the job when more files than that have failed.")
+@click.option("--events", metavar="FILE", help="What happens, one JSON object a line, is appended to it.")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent.")
 @click.option("--state", metavar="DIR", help="Where jobs are kept.  [default: $XDG_STATE_HOME/obs-engine]")
 def cp(
     sources: tuple[str, ...], target: str, checkpoint: bool, recursive: bool, include: tuple[str, ...],
-    exclude: tuple[str, ...], symlinks: str, files_from: str | None, max_failures: int | None, dry_run: bool,
-    state: str | None, **options: Any,
+    exclude: tuple[str, ...], symlinks: str, files_from: str | None, max_failures: int | None, events: str | None,
+    dry_run: bool, state: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Upload files, resumably.
 
@@ -89,15 +90,15 @@ def cp(
         return
     _copy(
         sources, target, Selection(recursive, include, exclude, symlinks, files_from), max_failures=max_failures,
-        is_dry=dry_run, state=state, **options,
+        events=events, is_dry=dry_run, state=state, **options,
     )  # fmt: skip
 
 
 def _copy(
-    sources: tuple[str, ...], target: str, selection: Selection, *, max_failures: int | None, is_dry: bool,
-    state: str | None, part_size_mib: float, task_num: int | None, processes: int | None, checkpoint_file: str | None,
-    checksum: bool, verify: Any, reader: Any, max_connections: int | None, max_bandwidth: str, on_source_change: Any,
-    quiet: bool, **connection: Any,
+    sources: tuple[str, ...], target: str, selection: Selection, *, max_failures: int | None, events: str | None,
+    is_dry: bool, state: str | None, part_size_mib: float, task_num: int | None, processes: int | None,
+    checkpoint_file: str | None, checksum: bool, verify: Any, reader: Any, max_connections: int | None,
+    max_bandwidth: str, on_source_change: Any, quiet: bool, **connection: Any,
 ) -> None:  # fmt: skip
     """Many files, as a job."""
     if checkpoint_file is not None:
@@ -113,8 +114,8 @@ def _copy(
     )  # fmt: skip
     sys.exit(copy_tree(
         sources, target, selection, lambda: open_client(engine, **connection), endpoint=connection["endpoint"],
-        state=state, is_quiet=quiet, max_failures=max_failures, partSize=part_bytes(part_size_mib), taskNum=tasks,
-        checkSum=checksum,
+        state=state, is_quiet=quiet, max_failures=max_failures, events=events, partSize=part_bytes(part_size_mib),
+        taskNum=tasks, checkSum=checksum,
     ))  # fmt: skip
 
 
