@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
-from obs_engine.cli.amounts import bytes_of
+from obs_engine.cli.amounts import Timetable, bytes_of
 from obs_engine.cli.profiles import DEFAULT, PROVIDERS, SIGNATURES, Profile, Profiles, Value, config_file
 from obs_engine.client import ObsClient
 from obs_engine.errors import InvalidArgumentError
@@ -169,6 +170,22 @@ def split_target(target: str, file: str) -> tuple[str, str]:
     if not key or key.endswith("/"):
         key += PurePosixPath(file).name
     return bucket, key
+
+
+class Cap:
+    """A client's cap on bandwidth, by the time of day."""
+
+    def __init__(self, client: ObsClient, caps: Timetable) -> None:
+        self._client, self._caps = client, caps
+        self._now = caps.at(datetime.now())
+        client.set_max_bandwidth(self._now)
+
+    def look(self) -> None:
+        """Sets it anew where its time has come; to be called now and then."""
+        now = self._caps.at(datetime.now())
+        if now != self._now:
+            self._now = now
+            self._client.set_max_bandwidth(now)
 
 
 class Bar:

@@ -20,7 +20,8 @@ from obs_engine.bulk.events import Events
 from obs_engine.bulk.job import Arguments, Job, Jobs, Run, state_directory
 from obs_engine.bulk.manifest import Line
 from obs_engine.bulk.sources import Filters, Found, Odd, Walk, listed
-from obs_engine.cli.connection import SCHEME
+from obs_engine.cli.amounts import Timetable
+from obs_engine.cli.connection import SCHEME, Cap
 from obs_engine.client import ObsClient
 from obs_engine.errors import InvalidArgumentError, ObsEngineError
 from obs_engine.limits import MIB
@@ -82,8 +83,8 @@ def show_plan(sources: Sequence[str], target: str, selection: Selection, part_si
 
 
 def copy_tree(
-    sources: Sequence[str], target: str, selection: Selection, open_client: OpenClient, *, endpoint: str,
-    state: str | None, is_quiet: bool, max_failures: int | None, events: str | None, **how: Any,
+    sources: Sequence[str], target: str, selection: Selection, open_client: OpenClient, caps: Timetable, *,
+    endpoint: str, state: str | None, is_quiet: bool, max_failures: int | None, events: str | None, **how: Any,
 ) -> int:  # fmt: skip
     """Runs the job that these arguments are, from where it stopped; says how it ended, and returns the exit status.
 
@@ -95,12 +96,12 @@ def copy_tree(
     arguments = Arguments.of(sources, target, endpoint, options, os.getcwd())
     jobs = Jobs(state_directory(state, os.environ))
     job = jobs.open(arguments, this_run())
-    return run_job(job, open_client, is_quiet=is_quiet, max_failures=max_failures, events=events, **how)
+    return run_job(job, open_client, caps, is_quiet=is_quiet, max_failures=max_failures, events=events, **how)
 
 
 def run_job(
-    job: Job, open_client: OpenClient, *, is_quiet: bool, max_failures: int | None, events: str | None = None,
-    **how: Any,
+    job: Job, open_client: OpenClient, caps: Timetable, *, is_quiet: bool, max_failures: int | None,
+    events: str | None = None, **how: Any,
 ) -> int:  # fmt: skip
     """Runs an open job to its end, or to Ctrl-C."""
     try:
@@ -122,7 +123,13 @@ def run_job(
     why, is_cut = "", True
     tell("began", target=arguments.target)
     with client, closing(teller) if teller else nullcontext(), _Show(job.job_id, is_quiet=is_quiet) as show:
-        copy = Copy(job, client, bucket, files, on_progress=show.progress, max_failures=max_failures, **how)
+        cap = Cap(client, caps)
+
+        def look(tally: Tally) -> None:
+            cap.look()
+            show.progress(tally)
+
+        copy = Copy(job, client, bucket, files, on_progress=look, max_failures=max_failures, **how)
         try:
             for line in copy.run():
                 show.line(line)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from datetime import datetime
 from typing import Any, get_args
 
 import click
@@ -13,9 +12,8 @@ import click
 from obs_engine.arguments import RECORD_SUFFIX
 from obs_engine.bulk.sources import SYMLINKS
 from obs_engine.cli.amounts import Timetable
-from obs_engine.cli.connection import SCHEME, Bar, Command, decorated, open_client, service_options, split_target
+from obs_engine.cli.connection import SCHEME, Bar, Cap, Command, decorated, open_client, service_options, split_target
 from obs_engine.cli.copy_tree import Selection, copy_tree, part_bytes, show_plan
-from obs_engine.client import ObsClient
 from obs_engine.errors import InvalidArgumentError, ResumeRefusedError, ServiceError
 from obs_engine.options import EngineOptions, Reader, Verify
 from obs_engine.transfer.messages import Progress
@@ -110,10 +108,10 @@ def _copy(
     caps = Timetable.of(max_bandwidth)
     engine = EngineOptions(
         processes=processes, verify=verify, reader=reader, on_source_change=on_source_change,
-        max_connections=max_connections or tasks, max_bandwidth_bytes_per_s=caps.at(datetime.now()),
+        max_connections=max_connections or tasks,
     )  # fmt: skip
     sys.exit(copy_tree(
-        sources, target, selection, lambda: open_client(engine, **connection), endpoint=connection["endpoint"],
+        sources, target, selection, lambda: open_client(engine, **connection), caps, endpoint=connection["endpoint"],
         state=state, is_quiet=quiet, max_failures=max_failures, events=events, partSize=part_bytes(part_size_mib),
         taskNum=tasks, checkSum=checksum,
     ))  # fmt: skip
@@ -140,17 +138,13 @@ def resume(file: str, target: str, adopt: bool, upload_id: str | None, **options
 
 
 class _Capped:
-    """A bar that looks at the clock, too, and sets the client's cap by it."""
+    """A bar that looks at the clock, too."""
 
-    def __init__(self, bar: Bar, client: ObsClient, caps: Timetable) -> None:
-        self._bar, self._client, self._caps = bar, client, caps
-        self._cap = caps.at(datetime.now())
+    def __init__(self, bar: Bar, cap: Cap) -> None:
+        self._bar, self._cap = bar, cap
 
     def on_progress(self, progress: Progress) -> None:
-        cap = self._caps.at(datetime.now())
-        if cap != self._cap:
-            self._cap = cap
-            self._client.set_max_bandwidth(cap)
+        self._cap.look()
         self._bar.on_progress(progress)
 
 
@@ -163,12 +157,12 @@ def _upload(
     caps = Timetable.of(max_bandwidth)
     engine = EngineOptions(
         processes=processes, verify=verify, reader=reader, on_source_change=on_source_change, adopt=adopt,
-        max_connections=max_connections, max_bandwidth_bytes_per_s=caps.at(datetime.now()),
+        max_connections=max_connections,
     )  # fmt: skip
     with open_client(engine, **connection) as client, Bar(key, is_quiet=quiet) as bar:
         result = client.uploadFile(
             bucket, key, file, part_bytes(part_size_mib), task_num or 8, is_checkpoint, checkpoint_file, checksum,
-            progressCallback=_Capped(bar, client, caps),
+            progressCallback=_Capped(bar, Cap(client, caps)),
         )  # fmt: skip
     if result.status >= 300:
         raise ServiceError(

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from obs_engine.bulk.job import ABORT, CANCEL, KEEP, PAUSE, Jobs, JobSummary, Request, state_directory
+from obs_engine.cli.amounts import Timetable
 from obs_engine.cli.connection import open_client, service_options
 from obs_engine.cli.copy_tree import part_bytes, run_job, this_run
 from obs_engine.errors import InvalidArgumentError
@@ -83,11 +84,14 @@ def show(job_id: str, state: str | None, is_json: bool) -> None:
 @service_options(is_brief=True)
 @click.option("-j", "--parts-in-flight", "task_num", type=int, default=32, show_default=True)
 @click.option("--part-size", "part_size_mib", type=float, default=9, show_default=True, help="MiB.")
+@click.option("--max-bandwidth", metavar="CAP", default="off", show_default=True, help="As of `cp`.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def resume(
-    job_id: str, state: str | None, task_num: int, part_size_mib: float, quiet: bool, **connection: Any
-) -> None:
+    job_id: str, state: str | None, task_num: int, part_size_mib: float, max_bandwidth: str, quiet: bool,
+    **connection: Any,
+) -> None:  # fmt: skip
     """Go on with a job, with the arguments that it was begun with."""
+    caps = Timetable.of(max_bandwidth)
     held = _jobs(state)
     opened = held.resume(held.find(job_id), this_run())
     there, asked = opened.arguments.endpoint, connection["endpoint"]
@@ -96,7 +100,7 @@ def resume(
         raise InvalidArgumentError("--endpoint", f"that of the job, {there}", asked, "name that one")
     engine = EngineOptions(max_connections=task_num)
     sys.exit(run_job(
-        opened, lambda: open_client(engine, **connection), is_quiet=quiet, max_failures=None,
+        opened, lambda: open_client(engine, **connection), caps, is_quiet=quiet, max_failures=None,
         partSize=part_bytes(part_size_mib), taskNum=task_num,
     ))  # fmt: skip
 
