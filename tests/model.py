@@ -32,6 +32,7 @@ from obs_engine.transfer.messages import (
     HashDone,
     HashTask,
     Md5Task,
+    NewCredentials,
     OpenUpload,
     Outcome,
     PartStoredReply,
@@ -409,7 +410,7 @@ class World:
 
             def tell(message: object) -> None:
                 if isinstance(message, CredentialsWanted):
-                    uploads[0].access.renew(request.credentials)
+                    uploads[0].access.renew(NewCredentials(request.credentials))
 
             uploads.append(Upload(request, session, Negotiator(), tell))  # type: ignore[arg-type]
             try:
